@@ -1,0 +1,51 @@
+# One command per task; each makes the environment in .venv first where it is missing or out of date.
+
+PYTHON ?= python3
+ARGS ?=
+
+PY := .venv/bin/python
+STAMP := .venv/.installed
+NEWEST_OLD := Python 3.11 or newer is needed, and $(PYTHON) is not: name another one, as in "make train PYTHON=python3.12".
+
+.DEFAULT_GOAL := help
+.PHONY: help train test lint install
+
+help: ## this list
+	@echo 'usage: make TARGET [ARGS="..."] [PYTHON=python3.12]'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
+
+train: $(STAMP) ## distil a draft and measure it: python train.py ARGS, e.g. ARGS="draft=depth8 seed=1"
+	@$(PY) train.py $(ARGS)
+
+test: $(STAMP) ## run the tests: pytest ARGS, e.g. ARGS="-k decode"
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(STAMP) ## ruff's checks and its formatting, changing nothing
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+install: $(STAMP) ## make .venv, and nothing more
+
+# The stamp is the last thing to appear, and it is the marker written at the start, renamed: an interrupted installation
+# leaves no stamp, so the next run goes on with it, and a file edited meanwhile is newer than the stamp. An environment
+# that is there is only ever added to, never deleted, for something may be running in it. torch comes first, so that
+# nothing else can choose its version.
+$(STAMP): pyproject.toml constraints.txt
+	@set -eu; \
+	old() { echo '$(NEWEST_OLD)' >&2; exit 1; }; \
+	recent='import sys; sys.exit(sys.version_info < (3, 11))'; \
+	if kill -0 "$$(cat .venv/.installing 2>/dev/null)" 2>/dev/null; then \
+	  echo 'Another make is installing into .venv: wait for it (or delete .venv/.installing if there is none).' >&2; exit 1; \
+	fi; \
+	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -c "$$recent" 2>/dev/null || old; \
+	mkdir -p .venv; echo $$$$ > .venv/.installing; \
+	if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	  echo 'Making the environment in .venv (once; the packages take some minutes)'; \
+	  $(PYTHON) -m venv .venv; \
+	fi; \
+	if ! $(PY) -c "$$recent"; then \
+	  echo '.venv was made with a Python older than 3.11: delete it and run make again.' >&2; exit 1; \
+	fi; \
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt torch; \
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+	mv .venv/.installing $(STAMP)
