@@ -1,1 +1,1 @@
-"""From text to batches: corpus, sources, chat, prompts, regeneration, packing, the batch stream, and the data modules."""
+"""From text to batches: corpus, sources, chat, prompts, regeneration, packing, batch stream and data modules."""

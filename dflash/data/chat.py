@@ -121,11 +121,12 @@ def template_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
     options = dict(options or {})
     if "current_date" in options:
         try:
-            options["strftime_now"] = date.fromisoformat(options["current_date"]).strftime
+            day = date.fromisoformat(options["current_date"])
         except (TypeError, ValueError):
             raise ValueError(
                 f"data.options.current_date={options['current_date']!r} is not a date; write it as '2026-01-31'"
             ) from None
+        options["strftime_now"] = lambda form: day.strftime(form)  # transformers turns builtin methods into text
     return options
 
 

@@ -22,6 +22,8 @@ from dflash.data.prompts import Prompt
 
 Generate = Callable[[list[list[int]], int], Sequence[Sequence[int]]]
 
+HASH_KEY = b"content_sha256"
+
 logger = logging.getLogger(__name__)
 
 
@@ -41,7 +43,7 @@ def regenerate(
     in it must depend on a prompt's index only; then a continued run equals an uninterrupted one.
     fingerprint: plain values, everything else that decides the responses (target, tokenizer, sampling, length, ...).
     Together with the prompts it names the cache folder, so that a changed input never meets an old response.
-    Shards of ``shard_size`` prompts are written whole or not at all, and read back with their checksums verified.
+    Shards of ``shard_size`` prompts are written whole or not at all, with a hash that is verified on reading.
     progress: called with (prompts done, prompts in all).
     """
     if batch_size < 1 or shard_size < 1:
@@ -55,8 +57,11 @@ def regenerate(
         path = folder / f"{first:08d}-{first + len(shard) - 1:08d}.parquet"
         responses = _read_shard(path, shard)
         if responses is None:
-            done = lambda at, first=first: report(first + at, len(prompts))
-            responses = _generate_shard(shard, first, generate, batch_size, done)
+            responses = []
+            for start in range(0, len(shard), batch_size):
+                batch = shard[start : start + batch_size]
+                responses += _generate_batch(batch, first + start, generate)
+                report(first + start + len(batch), len(prompts))
             _write_shard(path, shard, responses)
         else:
             report(first + len(shard), len(prompts))
@@ -99,16 +104,11 @@ def _open_cache(cache_dir: Path, everything: dict) -> Path:
     return folder
 
 
-def _generate_shard(shard, first: int, generate: Generate, batch_size: int, done) -> list[tuple[int, ...]]:
-    responses: list[tuple[int, ...]] = []
-    for start in range(0, len(shard), batch_size):
-        batch = shard[start : start + batch_size]
-        found = generate([list(prompt.ids) for prompt in batch], first + start)
-        if len(found) != len(batch):
-            raise ValueError(f"generate returned {len(found)} responses to {len(batch)} prompts")
-        responses += [tuple(int(token) for token in response) for response in found]
-        done(start + len(batch))
-    return responses
+def _generate_batch(batch: Sequence[Prompt], first: int, generate: Generate) -> list[tuple[int, ...]]:
+    found = generate([list(prompt.ids) for prompt in batch], first)
+    if len(found) != len(batch):
+        raise ValueError(f"generate returned {len(found)} responses to {len(batch)} prompts")
+    return [tuple(int(token) for token in response) for response in found]
 
 
 def _document(prompt: Prompt, response: Sequence[int]) -> Document:
@@ -117,15 +117,14 @@ def _document(prompt: Prompt, response: Sequence[int]) -> Document:
 
 
 def _write_shard(path: Path, shard: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> None:
+    content = _shard_content(shard, responses)
     tokens = pyarrow.list_(pyarrow.int32())
-    table = pyarrow.table(
-        {
-            "name": pyarrow.array([prompt.name for prompt in shard]),
-            "prompt": pyarrow.array([list(prompt.ids) for prompt in shard], type=tokens),
-            "response": pyarrow.array([list(response) for response in responses], type=tokens),
-        }
+    schema = pyarrow.schema(
+        [("name", pyarrow.string()), ("prompt", tokens), ("response", tokens)],
+        metadata={HASH_KEY: _content_hash(content)},
     )
-    _replace_file(path, lambda temporary: pyarrow.parquet.write_table(table, temporary, write_page_checksum=True))
+    table = pyarrow.Table.from_pydict(content, schema=schema)
+    _replace_file(path, lambda temporary: pyarrow.parquet.write_table(table, temporary))
 
 
 def _read_shard(path: Path, shard: Sequence[Prompt]) -> list[tuple[int, ...]] | None:
@@ -133,19 +132,30 @@ def _read_shard(path: Path, shard: Sequence[Prompt]) -> list[tuple[int, ...]] | 
     if not path.exists():
         return None
     try:
-        # the whole file at once: a name that ends like a partition must not be read as one
-        with pyarrow.parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            rows = file.read().to_pydict()
-        right = rows["name"] == [prompt.name for prompt in shard]
-        right = right and rows["prompt"] == [list(prompt.ids) for prompt in shard]
-        responses = [tuple(response) for response in rows["response"]]
+        with pyarrow.parquet.ParquetFile(path) as file:
+            table = file.read()
+        found = table.to_pydict()
+        expected = _shard_content(shard, found["response"])
+        intact = (table.schema.metadata or {}).get(HASH_KEY) == _content_hash(found)
     except (pyarrow.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
         logger.warning("%s is damaged and is generated again: %s", path, error)
         return None
-    if not right or len(responses) != len(shard):
-        logger.warning("%s does not hold the responses to these prompts and is generated again", path)
+    if not intact or found != expected or len(found["response"]) != len(shard):
+        logger.warning("%s is damaged or answers other prompts, and is generated again", path)
         return None
-    return responses
+    return [tuple(response) for response in found["response"]]
+
+
+def _shard_content(shard: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> dict[str, list]:
+    return {
+        "name": [prompt.name for prompt in shard],
+        "prompt": [list(prompt.ids) for prompt in shard],
+        "response": [list(response) for response in responses],
+    }
+
+
+def _content_hash(content: Mapping[str, list]) -> bytes:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest().encode()
 
 
 def _replace_file(path: Path, write: Callable[[Path], object]) -> None:

@@ -1,0 +1,164 @@
+"""The mask of a chat is exactly what generation would have sampled, under several templates."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import numpy as np
+import pytest
+
+from dflash.data.chat import render_chat, render_prompt
+
+CHATML = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+WORDS = ["def f(x):\n", "    return x", "\n", " ", "12345", "naïve ☃", "<tag>", "self.x = y\n\n"]
+
+
+def text(rng: random.Random) -> str:
+    return "".join(rng.choices(WORDS, k=rng.randint(1, 6))) + "."
+
+
+def encode(tokenizer, string: str) -> list[int]:
+    return tokenizer(string, add_special_tokens=False)["input_ids"]
+
+
+def chatml(tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = CHATML
+    return other, {tokenizer.convert_tokens_to_ids("<|end|>")}
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_last_turn_is_prompt_plus_generated(tokenizer, seed):
+    rng = random.Random(seed)
+    messages = []
+    for _ in range(rng.randint(0, 2)):
+        messages += [{"role": "user", "content": text(rng)}, {"role": "assistant", "content": text(rng)}]
+    messages.append({"role": "user", "content": text(rng)})
+    thinking, content = (text(rng) if seed % 2 else None), text(rng)
+    answer = {"role": "assistant", "content": content, "thinking": thinking}
+    # what the target would have sampled, written out by hand
+    generated = f"<|channel|>analysis<|message|>{thinking}<|end|><|start|>assistant" if thinking else ""
+    generated = encode(tokenizer, f"{generated}<|channel|>final<|message|>{content}<|return|>")
+
+    options = {"reasoning_effort": "high"} if seed % 3 else None
+    prompt = render_prompt(tokenizer, messages, options=options)
+    document = render_chat(tokenizer, [*messages, answer], options=options, origin="a.jsonl:1")
+
+    assert document.ids.tolist() == prompt + generated
+    assert document.supervised[len(prompt) :].all()
+    assert document.origin == "a.jsonl:1"
+    assert tokenizer.decode(prompt).endswith("<|start|>assistant")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_earlier_turns_are_supervised_without_their_closing_token(tokenizer, seed):
+    rng = random.Random(seed)
+    q1, a1, q2, a2 = (text(rng) for _ in range(4))
+    messages = [
+        {"role": "user", "content": q1},
+        {"role": "assistant", "content": a1},
+        {"role": "user", "content": q2},
+        {"role": "assistant", "content": a2},
+    ]
+    pieces = [
+        (f"<|start|>user<|message|>{q1}<|end|><|start|>assistant", False),
+        (f"<|channel|>final<|message|>{a1}", True),
+        ("<|end|>", False),  # <|return|> was generated here
+        (f"<|start|>user<|message|>{q2}<|end|><|start|>assistant", False),
+        (f"<|channel|>final<|message|>{a2}<|return|>", True),
+    ]
+    document = render_chat(tokenizer, messages)
+    encoded = [(encode(tokenizer, piece), mask) for piece, mask in pieces]
+    assert document.ids.tolist() == [i for ids, _ in encoded for i in ids]
+    assert document.supervised.tolist() == [mask for ids, mask in encoded for _ in ids]
+
+
+def test_earlier_turn_whose_analysis_was_dropped_is_unsupervised(tokenizer):
+    messages = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "thinking": "hm", "content": "two"},
+        {"role": "user", "content": "three"},
+        {"role": "assistant", "thinking": "hm", "content": "four"},
+    ]
+    document = render_chat(tokenizer, messages)
+    prompt = render_prompt(tokenizer, messages[:3])
+    assert "hm" not in tokenizer.decode(prompt)
+    assert document.supervised.tolist() == [i >= len(prompt) for i in range(len(document))]
+
+
+def test_tool_results_are_never_supervised(tokenizer):
+    messages = [
+        {"role": "system", "content": "be brief"},
+        {"role": "user", "content": "2 + 2"},
+        {"role": "assistant", "content": "add(2, 2)"},
+        {"role": "tool", "content": "SECRET"},
+        {"role": "assistant", "content": "four"},
+    ]
+    document = render_chat(tokenizer, messages)
+    sampled = tokenizer.decode(document.ids[document.supervised].tolist())
+    assert sampled == "<|channel|>final<|message|>add(2, 2)<|channel|>final<|message|>four<|return|>"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_template_that_writes_behind_the_stop_token(tokenizer, seed):
+    tokenizer, stops = chatml(tokenizer)
+    rng = random.Random(seed)
+    messages = [{"role": r, "content": "x" + text(rng)} for r in ("user", "assistant", "user", "assistant")]
+    document = render_chat(tokenizer, messages, stop_token_ids=stops)
+    for i in (1, 3):  # simulate generation: prompt ids + sampled ids, which end at the stop token
+        prompt = render_prompt(tokenizer, messages[:i])
+        sampled = encode(tokenizer, messages[i]["content"] + "<|end|>")
+        here = slice(len(prompt), len(prompt) + len(sampled))
+        assert document.ids[: len(prompt)].tolist() == prompt
+        assert document.ids[here].tolist() == sampled
+        assert document.supervised[here].all()
+        assert not document.supervised[here.stop]  # the line break that the template adds
+    assert document.supervised.sum() == sum(len(encode(tokenizer, messages[i]["content"])) + 1 for i in (1, 3))
+
+
+def test_prompt_that_would_merge_with_the_response_is_kept_apart(tokenizer):
+    """A line break at the prompt's end and blanks at the response's start are one token when encoded together."""
+    tokenizer, stops = chatml(tokenizer)
+    messages = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "    return x"}]
+    whole = encode(tokenizer, tokenizer.apply_chat_template(messages, tokenize=False))
+    prompt = render_prompt(tokenizer, messages[:1])
+    assert whole[: len(prompt)] != prompt, "the case is gone; find another pair that merges"
+    document = render_chat(tokenizer, messages, stop_token_ids=stops)
+    assert document.ids[: len(prompt)].tolist() == prompt
+    assert np.flatnonzero(document.supervised)[0] == len(prompt)
+    # as history it is encoded whole, so it is not what was sampled, and only the new turn counts
+    longer = [*messages, {"role": "user", "content": "on"}, {"role": "assistant", "content": "y"}]
+    document = render_chat(tokenizer, longer, stop_token_ids=stops)
+    assert tokenizer.decode(document.ids[document.supervised].tolist()) == "y<|end|>"
+
+
+def test_what_follows_the_last_assistant_turn_is_left_out(tokenizer):
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "thinking": "t"}]
+    longer = [*messages, {"role": "user", "content": "c"}]
+    assert render_chat(tokenizer, longer).ids.tolist() == render_chat(tokenizer, messages).ids.tolist()
+
+
+def test_date_is_a_parameter_even_where_the_template_asks_the_clock(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = "<|start|>system<|message|>{{ strftime_now('%Y-%m-%d') }}<|end|>" + CHATML
+    messages = [{"role": "user", "content": "a"}]
+    prompt = render_prompt(tokenizer, messages, options={"current_date": "2001-02-03"})
+    assert "2001-02-03" in tokenizer.decode(prompt)
+    with pytest.raises(ValueError, match=r"current_date='tomorrow'"):
+        render_prompt(tokenizer, messages, options={"current_date": "tomorrow"})
+
+
+def test_refusals(tokenizer):
+    with pytest.raises(ValueError, match=r"x.jsonl:7: no assistant turn"):
+        render_chat(tokenizer, [{"role": "user", "content": "a"}], origin="x.jsonl:7")
+    both = [{"role": "assistant", "content": "a", "thinking": "t"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(ValueError, match="renders the history differently"):  # the first turn's analysis disappears
+        render_chat(tokenizer, [{"role": "user", "content": "a"}, *both])
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ValueError, match="roles must alternate"):
+        render_chat(strict, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
