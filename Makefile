@@ -5,7 +5,7 @@ ARGS ?=
 
 PY := .venv/bin/python
 STAMP := .venv/.installed
-NEWEST_OLD := Python 3.11 or newer is needed, and $(PYTHON) is not: name another one, as in "make train PYTHON=python3.12".
+TOO_OLD := Python 3.11 or newer is needed, and $(PYTHON) is not: name another one, as in "make train PYTHON=python3.12".
 
 .DEFAULT_GOAL := help
 .PHONY: help train test lint install
@@ -32,7 +32,7 @@ install: $(STAMP) ## make .venv, and nothing more
 # nothing else can choose its version.
 $(STAMP): pyproject.toml constraints.txt
 	@set -eu; \
-	old() { echo '$(NEWEST_OLD)' >&2; exit 1; }; \
+	old() { echo '$(TOO_OLD)' >&2; exit 1; }; \
 	recent='import sys; sys.exit(sys.version_info < (3, 11))'; \
 	if kill -0 "$$(cat .venv/.installing 2>/dev/null)" 2>/dev/null; then \
 	  echo 'Another make is installing into .venv: wait for it (or delete .venv/.installing if there is none).' >&2; exit 1; \
