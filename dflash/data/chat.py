@@ -6,6 +6,8 @@ first i + 1 messages adds to the rendering of the first i messages with the gene
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ from dflash.data.documents import Document
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+CLOCK = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<form>.*?)(?P=quote)\s*\)""")
 
 
 def render_chat(
@@ -112,27 +116,34 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def template_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The options as the template gets them. Raises ValueError if current_date is not ``YYYY-MM-DD``.
+def check_options(options: Mapping[str, Any] | None) -> None:
+    """Raises ValueError if current_date is there and is not ``YYYY-MM-DD``."""
+    if options and "current_date" in options:
+        _parse_date(options["current_date"])
 
-    gpt-oss's template asks the clock for the date; with current_date given it is answered with that one, so that a
-    recorded run does not depend on the day it is repeated.
-    """
-    options = dict(options or {})
-    if "current_date" in options:
-        try:
-            day = date.fromisoformat(options["current_date"])
-        except (TypeError, ValueError):
-            raise ValueError(
-                f"data.options.current_date={options['current_date']!r} is not a date; write it as '2026-01-31'"
-            ) from None
-        options["strftime_now"] = lambda form: day.strftime(form)  # transformers turns builtin methods into text
-    return options
+
+def _parse_date(value: Any) -> date:
+    try:
+        return date.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"data.options.current_date={value!r} is not a date; write it as '2026-01-31'") from None
 
 
 def _render(tokenizer, messages, options, origin, *, prompt: bool) -> str:
-    options = template_options(options)
+    options = dict(options or {})
+    if "current_date" in options:
+        day = _parse_date(options["current_date"])
+        options["chat_template"] = _with_fixed_date(tokenizer.get_chat_template(), day)
     try:
         return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=prompt, **options)
     except (jinja2.TemplateError, TypeError) as error:
         raise ValueError(f"{origin or 'chat'}: the chat template refuses the messages: {error}") from error
+
+
+def _with_fixed_date(template: str, day: date) -> str:
+    """The template with its questions to the clock answered by ``day``.
+
+    gpt-oss's asks for the date it is rendered on; a recorded run must not depend on the day it is repeated. Only
+    text can replace the call: transformers lets no function of ours into a template.
+    """
+    return CLOCK.sub(lambda call: json.dumps(day.strftime(call["form"])), template)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dflash.data.chat import render_prompt, template_options
+from dflash.data.chat import check_options, render_prompt
 from dflash.data.corpus import SourceFile, exercises
 from dflash.data.rows import BadLines, BadRow, checked_text, convert, file_rows, hub_rows, messages_of, text_of
 from dflash.data.stream import shuffled_index
@@ -150,7 +150,7 @@ def write_prompts(path: str | Path, prompts: Iterable[Prompt]) -> None:
 
 
 def _row_to_prompt(tokenizer, max_tokens: int | None, options: Mapping[str, Any] | None):
-    template_options(options)  # a wrong option is the user's mistake, not that of every row
+    check_options(options)  # a wrong option is the user's mistake, not that of every row
 
     def to_prompt(origin: str, row: dict) -> Prompt:
         prompt = _parse_prompt(origin, row)

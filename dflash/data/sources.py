@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dflash.data.chat import render_chat, template_options
+from dflash.data.chat import check_options, render_chat
 from dflash.data.corpus import SourceFile
 from dflash.data.documents import Document
 from dflash.data.rows import BadLines, BadRow, convert, file_rows, hub_rows, messages_of, text_of
@@ -70,7 +70,7 @@ def hub_documents(
 
 
 def _row_to_document(tokenizer, max_tokens: int | None, options: Mapping[str, Any] | None):
-    template_options(options)  # a wrong option is the user's mistake, not that of every row
+    check_options(options)  # a wrong option is the user's mistake, not that of every row
 
     def to_document(origin: str, row: dict) -> Document:
         if "messages" in row:
