@@ -1,0 +1,75 @@
+"""Anchors and blocks: pure tensor functions from packed rows to training blocks (paper section 4.2).
+
+Anchors are drawn anew for every batch, from a generator seeded by (seed, batch index); nothing is drawn from global
+state, so resuming and evaluation leave them untouched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from dflash.types import AnchoredBlocks, TokenBatch
+
+
+def seeded_generator(*key: object) -> torch.Generator:
+    """A CPU generator whose seed is a hash of ``key``: index before randomness."""
+    digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def anchor_candidates(batch: TokenBatch) -> Tensor:
+    """bool [B, S]: tokens that may be anchors: supervised, with a supervised next token of the same document, and
+    with at least one token of context before them."""
+    follows = batch.supervised_BS[:, 1:] & (batch.documents_BS[:, 1:] == batch.documents_BS[:, :-1])
+    here = batch.supervised_BS[:, :-1] & (batch.positions_BS[:, :-1] > 0) & (batch.documents_BS[:, :-1] >= 0)
+    return torch.nn.functional.pad(here & follows, (0, 1))
+
+
+def draw_anchors(batch: TokenBatch, *, num_anchors: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(anchors_BA, valid_BA): up to ``num_anchors`` distinct random candidates per row, ascending.
+
+    Rows with fewer candidates have invalid entries (anchor 0) at the end. Drawn on the CPU, so that every device gets
+    the same anchors.
+    """
+    candidates_BS = anchor_candidates(batch)
+    scores_BS = torch.rand(candidates_BS.shape, generator=generator).to(candidates_BS.device)
+    scores_BS = scores_BS.masked_fill(~candidates_BS, -1.0)
+    count = min(num_anchors, scores_BS.shape[1])
+    top, index_BA = scores_BS.topk(count, dim=1)
+    S = scores_BS.shape[1]
+    index_BA = index_BA.masked_fill(top < 0, S).sort(dim=1).values
+    valid_BA = index_BA < S
+    return index_BA.masked_fill(~valid_BA, 0), valid_BA
+
+
+def make_blocks(
+    batch: TokenBatch, anchors_BA: Tensor, valid_BA: Tensor, *, block_size: int, mask_token_id: int
+) -> AnchoredBlocks:
+    """Blocks of K = ``block_size`` slots behind each anchor.
+
+    The label mask is a cumulative product: a slot counts if it and every slot before it is in range, in the anchor's
+    document and supervised. So short tails are kept, and no hole and no document border is trained across.
+    """
+    S = batch.ids_BS.shape[1]
+    K = block_size
+    slots_K = torch.arange(K, device=anchors_BA.device)
+    index_BAK = anchors_BA[..., None] + slots_K
+    in_range = index_BAK < S
+    index_BAK = index_BAK.clamp(max=S - 1)
+    flat = index_BAK.flatten(1)
+    labels_BAK = batch.ids_BS.gather(1, flat).view_as(index_BAK)
+    documents_BAK = batch.documents_BS.gather(1, flat).view_as(index_BAK)
+    supervised_BAK = batch.supervised_BS.gather(1, flat).view_as(index_BAK)
+    good = in_range & supervised_BAK & (documents_BAK == documents_BAK[..., :1])
+    good[..., 0] = valid_BA  # the anchor is given, not predicted
+    label_mask_BAK = good.long().cumprod(dim=-1).bool()
+    label_mask_BAK[..., 0] = False
+    input_ids_BAK = torch.full_like(labels_BAK, mask_token_id)
+    input_ids_BAK[..., 0] = labels_BAK[..., 0]
+    positions_BAK = batch.positions_BS.gather(1, anchors_BA)[..., None] + slots_K
+    return AnchoredBlocks(
+        anchors_BA, valid_BA, input_ids_BAK, index_BAK, positions_BAK, labels_BAK, label_mask_BAK
+    )

@@ -1,0 +1,61 @@
+"""The host's side of decoding: what each row has emitted, when it stops, and which rows are still running."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dflash.types import DecodeTrace
+
+
+@dataclass
+class Row:
+    """One prompt being decoded. ``index``: its place in the call's list of prompts."""
+
+    index: int
+    tokens: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    stopped: bool = False
+
+    def emit(self, tokens: Sequence[int], *, limit: int, stop_token_ids: frozenset[int]) -> int:
+        """Append tokens up to and including the first stop token, at most up to ``limit``; returns how many."""
+        before = len(self.tokens)
+        for token in tokens[: limit - before]:
+            self.tokens.append(token)
+            if token in stop_token_ids:
+                self.stopped = True
+                break
+        return len(self.tokens) - before
+
+    def trace(self) -> DecodeTrace:
+        return DecodeTrace(tuple(self.tokens), tuple(self.lengths), self.stopped)
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], *, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(ids [B, longest] long padded with 0 at the end, lengths [B] long).
+
+    Raises ValueError for an empty batch or an empty prompt.
+    """
+    if not prompts or not all(len(prompt) for prompt in prompts):
+        raise ValueError("every prompt needs at least one token; drop empty prompts")
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)] = torch.tensor(list(prompt))
+    return ids.to(device), lengths.to(device)
+
+
+def last_valid(hidden_BSH: Tensor, lengths_B: Tensor) -> Tensor:
+    """[B, H]: the state of each row's last real token."""
+    return hidden_BSH[torch.arange(len(lengths_B), device=lengths_B.device), lengths_B - 1]
+
+
+def clock(device: torch.device) -> float:
+    """Seconds, after everything queued on ``device`` is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,69 @@
+"""The DFlash draft (arXiv 2602.06036, section 4.1): proposes a whole block in one pass over the target's features.
+
+It knows neither the target nor the loss: embedded noise blocks and tapped features come in, hidden states go out.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dflash.draft.attention import BlockAttention, TwoPiece
+from dflash.draft.layers import DraftLayer
+from dflash.draft.mask import BlockGeometry
+from dflash.draft.rope import Rotary
+from dflash.draft.session import DraftSession
+from dflash.draft.shape import DraftShape
+
+
+class Draft(nn.Module):
+    """Trainable: fc, hidden_norm, layers, norm. Embedding and lm_head are the target's and stay outside.
+
+    attention: how training attention is computed (never changes what is computed).
+    """
+
+    def __init__(self, shape: DraftShape, *, attention: BlockAttention | None = None):
+        super().__init__()
+        self.shape = shape
+        self.attention = attention if attention is not None else TwoPiece()
+        self.fc = nn.Linear(len(shape.taps) * shape.hidden_size, shape.hidden_size, bias=False)
+        self.hidden_norm = nn.RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
+        self.layers = nn.ModuleList(DraftLayer(shape, window=window) for window in shape.layout)
+        self.norm = nn.RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
+        self.rotary = Rotary(shape.rope_parameters, head_dim=shape.head_dim)
+        self.apply(_initialise)
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters())
+
+    def fuse(self, taps_BSTH: Tensor) -> Tensor:
+        """Context features C = RMSNorm(W_fc [h1; ...; hT]): [B, S, T, H] -> [B, S, H]."""
+        return self.hidden_norm(self.fc(taps_BSTH.flatten(-2).to(self.fc.weight.dtype)))
+
+    def forward(self, noise_BAKH: Tensor, taps_BSTH: Tensor, geometry: BlockGeometry) -> Tensor:
+        """Hidden states of every slot after the final norm, [B, A, K, H]; slot k predicts the token at anchor + k."""
+        context_BSH = self.fuse(taps_BSTH)
+        context_rope = self.rotary(geometry.positions_BS)
+        block_rope = self.rotary(geometry.positions_BAK)
+        masks = self.attention.prepare(geometry, set(self.shape.layout))
+        hidden = noise_BAKH.to(self.fc.weight.dtype)
+        for layer in self.layers:
+            context = layer.self_attn.keys_values(context_BSH, context_rope)
+            hidden = layer(hidden, block_rope, self._attend_to(context, masks[layer.window]))
+        return self.norm(hidden)
+
+    def open(self, batch_size: int, *, capacity: int) -> DraftSession:
+        """A decoding session of ``batch_size`` empty rows."""
+        return DraftSession(self, batch_size=batch_size, capacity=capacity)
+
+    def _attend_to(self, context: tuple[Tensor, Tensor], mask):
+        return lambda query, block: self.attention(query, context, block, mask)
+
+
+def _initialise(module: nn.Module) -> None:
+    """Normal 0.02 for matrices, zero biases: transformers' initialisation, so that drafts compare across trainers."""
+    if isinstance(module, nn.Linear):
+        torch.nn.init.normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            torch.nn.init.zeros_(module.bias)

@@ -1,0 +1,82 @@
+"""The draft's decoder layer (paper section 4.1): its keys and values are the context's and the block's together.
+
+Weight names are the field's (Qwen3), so that a draft can be served elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dflash.draft.rope import rotate
+from dflash.draft.shape import DraftShape
+
+Rope = tuple[Tensor, Tensor]
+KeyValue = tuple[Tensor, Tensor]
+Attend = Callable[[Tensor, KeyValue], Tensor]  # (query [..., K, N, D], the block's own keys and values) -> [..., N, D]
+
+
+class Attention(nn.Module):
+    """Projections, QK-norm and RoPE; who attends to whom is the caller's ``attend``."""
+
+    def __init__(self, shape: DraftShape):
+        super().__init__()
+        D, bias = shape.head_dim, shape.attention_bias
+        self.head_dim = D
+        self.q_proj = nn.Linear(shape.hidden_size, shape.num_heads * D, bias=bias)
+        self.k_proj = nn.Linear(shape.hidden_size, shape.num_kv_heads * D, bias=bias)
+        self.v_proj = nn.Linear(shape.hidden_size, shape.num_kv_heads * D, bias=bias)
+        self.o_proj = nn.Linear(shape.num_heads * D, shape.hidden_size, bias=bias)
+        self.q_norm = nn.RMSNorm(D, eps=shape.rms_norm_eps)
+        self.k_norm = nn.RMSNorm(D, eps=shape.rms_norm_eps)
+
+    def keys_values(self, x: Tensor, rope: Rope) -> KeyValue:
+        """[..., H] -> key, value [..., G, D]; the same projections serve context and block."""
+        key = self.k_norm(self._heads(self.k_proj(x)))
+        return rotate(key, *_per_head(rope)), self._heads(self.v_proj(x))
+
+    def forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
+        """[..., K, H] -> [..., K, H]."""
+        query = rotate(self.q_norm(self._heads(self.q_proj(x))), *_per_head(rope))
+        return self.o_proj(attend(query, self.keys_values(x, rope)).flatten(-2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim))
+
+
+class SwiGLU(nn.Module):
+    """Gated MLP."""
+
+    def __init__(self, shape: DraftShape):
+        super().__init__()
+        self.gate_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(shape.hidden_size, shape.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DraftLayer(nn.Module):
+    """Pre-norm layer over block slots. The context enters through its keys and values only: it gets no
+    input_layernorm (hidden_norm replaces it), no query, no o_proj and no MLP."""
+
+    def __init__(self, shape: DraftShape, *, window: int | None):
+        super().__init__()
+        self.window = window
+        self.self_attn = Attention(shape)
+        self.mlp = SwiGLU(shape)
+        self.input_layernorm = nn.RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
+
+    def forward(self, hidden: Tensor, rope: Rope, attend: Attend) -> Tensor:
+        """[..., K, H] -> [..., K, H]."""
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), rope, attend)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+def _per_head(rope: Rope) -> Rope:
+    """cos and sin [..., D/2] broadcast over the head axis."""
+    return rope[0].unsqueeze(-2), rope[1].unsqueeze(-2)

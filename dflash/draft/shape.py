@@ -1,0 +1,106 @@
+"""The shape of a draft: plain values, enough to build it, to store it and to serve it elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from dflash.draft.layout import LayoutRule
+from dflash.draft.taps import TapRule, check_taps
+
+
+class Dims(Protocol):
+    """What a draft takes from its target (``target.TargetDims``)."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_parameters: dict
+    max_position_embeddings: int
+    attention_bias: bool
+
+
+@dataclass(frozen=True)
+class DraftShape:
+    """Plain values only, so that it may enter a checkpoint. ``layout``: window per layer, None for full attention."""
+
+    hidden_size: int
+    intermediate_size: int
+    depth: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    attention_bias: bool
+    rms_norm_eps: float
+    rope_parameters: dict
+    max_position_embeddings: int
+    num_target_layers: int
+    taps: tuple[int, ...]
+    layout: tuple[int | None, ...]
+    block_size: int
+    mask_token_id: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form; ``DraftShape.from_dict`` is its inverse."""
+        return asdict(self) | {"taps": list(self.taps), "layout": list(self.layout)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DraftShape:
+        return cls(**values | {"taps": tuple(values["taps"]), "layout": tuple(values["layout"])})
+
+
+def shape_draft(
+    dims: Dims,
+    *,
+    depth: int,
+    block_size: int,
+    taps: TapRule,
+    layout: LayoutRule,
+    mask_token_id: int,
+    mlp_ratio: float = 3.0,
+    num_heads: int | None = None,
+    num_kv_heads: int | None = None,
+    head_dim: int | None = None,
+    attention_bias: bool | None = None,
+) -> DraftShape:
+    """A draft for a target of these dimensions; heads, head_dim and biases are the target's unless given.
+
+    The hidden size is the target's: the draft shares its embedding and lm_head. ``mlp_ratio`` times that is the MLP's
+    width. Raises ValueError with key, value, bound and fix.
+    """
+    heads = num_heads or dims.num_heads
+    kv_heads = num_kv_heads or (num_heads and min(num_heads, dims.num_kv_heads)) or dims.num_kv_heads
+    for key, value in {"draft.depth": depth, "block_size": block_size, "draft.num_heads": heads}.items():
+        if value < 1:
+            raise ValueError(f"{key}={value}: must be at least 1")
+    if heads % kv_heads:
+        raise ValueError(
+            f"draft.num_kv_heads={kv_heads} does not divide draft.num_heads={heads}; choose one of "
+            f"{[n for n in range(1, heads + 1) if heads % n == 0]}"
+        )
+    width = head_dim or dims.head_dim
+    if width % 2:
+        raise ValueError(f"draft.head_dim={width}: rotary positions need an even number")
+    intermediate = round(mlp_ratio * dims.hidden_size)
+    if intermediate < 1:
+        raise ValueError(f"draft.mlp_ratio={mlp_ratio}: must be above 0")
+    return DraftShape(
+        hidden_size=dims.hidden_size,
+        intermediate_size=intermediate,
+        depth=depth,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=width,
+        attention_bias=dims.attention_bias if attention_bias is None else attention_bias,
+        rms_norm_eps=dims.rms_norm_eps,
+        rope_parameters=dict(dims.rope_parameters),
+        max_position_embeddings=dims.max_position_embeddings,
+        num_target_layers=dims.num_layers,
+        taps=check_taps(taps(dims.num_layers), dims.num_layers),
+        layout=layout(depth),
+        block_size=block_size,
+        mask_token_id=mask_token_id,
+    )

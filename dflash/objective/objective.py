@@ -1,0 +1,124 @@
+"""The objective: terms x weighting x named normaliser, over the vocabulary in chunks with recomputation.
+
+Stands at the end of the training flow: draft hidden states in, sums out. Numerator and denominator stay apart, so that
+accumulation and ranks add sums before dividing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from dflash.objective.terms import Term
+from dflash.objective.weights import Weighting
+from dflash.types import AnchoredBlocks, LossTerms, TargetFeatures
+
+NORMALISERS = ("weights", "tokens", "sequences")
+LABELS = ("data", "target")
+
+
+class HasLogits(Protocol):
+    """The one thing an objective asks of the target."""
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
+
+
+class Objective:
+    """sum over slots of w * (sum over terms of coefficient * term), over a normaliser.
+
+    terms: name -> (coefficient, term). labels: "data" (the token at anchor + k) or "target" (the target's argmax given
+    the data before it; the two coincide on greedy text of the target). normalise: "weights" (sum of w: paper,
+    SpecForge), "tokens" (slots that count: speculators) or "sequences" (rows: D-PACE's own code). chunk_blocks: blocks
+    whose logits are in memory at a time.
+    """
+
+    def __init__(
+        self,
+        terms: Mapping[str, tuple[float, Term]],
+        weighting: Weighting,
+        *,
+        labels: str = "data",
+        normalise: str = "weights",
+        chunk_blocks: int = 64,
+    ):
+        _check("objective.normalise", normalise, NORMALISERS)
+        _check("objective.labels", labels, LABELS)
+        if not terms:
+            raise ValueError("objective.terms is empty; name at least one, such as cross_entropy")
+        if chunk_blocks < 1:
+            raise ValueError(f"objective.chunk_blocks={chunk_blocks}: must be at least 1")
+        self.terms = dict(terms)
+        self.weighting = weighting
+        self.labels = labels
+        self.normalise = normalise
+        self.chunk_blocks = chunk_blocks
+
+    @property
+    def needs_target(self) -> bool:
+        """Whether the target's last hidden states are read (and lm_head is run on them)."""
+        return self.labels == "target" or any(term.needs_target for _, term in self.terms.values())
+
+    def __call__(
+        self, hidden_BAKH: Tensor, blocks: AnchoredBlocks, features: TargetFeatures, target: HasLogits
+    ) -> LossTerms:
+        """Sums over every valid block; a batch without any gives zeros that still carry a gradient of zero."""
+        valid = blocks.valid_BA
+        hidden_MPH = hidden_BAKH[valid][:, 1:]
+        labels_MP = blocks.labels_BAK[valid][:, 1:]
+        mask_MP = blocks.label_mask_BAK[valid][:, 1:]
+        last_MPH = self._target_states(blocks, features)[valid] if self.needs_target else None
+        total = hidden_BAKH.sum() * 0.0 + hidden_BAKH.new_zeros(_NUM_SUMS, dtype=torch.float32)
+        for start in range(0, len(hidden_MPH), self.chunk_blocks):
+            part = slice(start, start + self.chunk_blocks)
+            last = None if last_MPH is None else last_MPH[part]
+            args = (target, hidden_MPH[part], labels_MP[part], mask_MP[part], last)
+            total = total + checkpoint(self._chunk, *args, use_reentrant=False, preserve_rng_state=False)
+        return self._named(total, num_rows=valid.any(1).sum())
+
+    def _target_states(self, blocks: AnchoredBlocks, features: TargetFeatures) -> Tensor:
+        """[B, A, K - 1, H]: the target's state before the token at anchor + k stands one token earlier."""
+        before = blocks.index_BAK[..., :-1]
+        B, A, P = before.shape
+        H = features.last_BSH.shape[-1]
+        gathered = features.last_BSH.gather(1, before.reshape(B, A * P, 1).expand(-1, -1, H))
+        return gathered.view(B, A, P, H)
+
+    def _chunk(self, target: HasLogits, hidden_MPH: Tensor, labels_MP: Tensor, mask_MP: Tensor, last_MPH) -> Tensor:
+        logits = target.logits(hidden_MPH).float()
+        target_logits = None if last_MPH is None else target.logits(last_MPH).float()
+        if self.labels == "target":
+            labels_MP = target_logits.argmax(-1)
+        loss = sum(coefficient * term(logits, labels_MP, target_logits) for coefficient, term in self.terms.values())
+        with torch.no_grad():
+            chosen = logits.gather(-1, labels_MP[..., None])[..., 0]
+            confidence = (chosen - logits.logsumexp(-1)).exp()
+            weights = self.weighting(confidence, mask_MP)
+            hits = (logits.argmax(-1) == labels_MP) & mask_MP
+            prefix = hits.long().cumprod(-1)
+        sums = (weights.sum(), mask_MP.sum(), hits.sum(), prefix.sum(), mask_MP[:, 0].sum(), (confidence * mask_MP).sum())
+        return torch.stack([(loss.masked_fill(~mask_MP, 0.0) * weights).sum(), *(s.to(logits.dtype) for s in sums)])
+
+    def _named(self, total: Tensor, *, num_rows: Tensor) -> LossTerms:
+        numerator = total[0]
+        weights, tokens, hits, prefix, blocks, confidence = total[1:].detach()
+        denominator = {"weights": weights, "tokens": tokens, "sequences": num_rows.to(total.dtype)}[self.normalise]
+        sums = {
+            "loss": (numerator.detach(), denominator),
+            "accuracy": (hits, tokens),
+            "confidence": (confidence, tokens),
+            # Teacher-forced at random anchors: not an acceptance length, which only real decoding has.
+            "correct_prefix_tokens": (prefix, blocks),
+        }
+        return LossTerms(numerator, denominator, sums)
+
+
+_NUM_SUMS = 7
+
+
+def _check(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{key}={value!r}: choose one of {', '.join(allowed)}")

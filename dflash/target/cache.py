@@ -1,0 +1,90 @@
+"""The slot cache: preallocated keys and values in which a rejected token is undone by writing over it.
+
+Every row of the batch has its own length, so ragged batches and rollback need no cropping. Serves target sessions
+through transformers' cache interface.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+class SlotLayer(CacheLayerMixin):
+    """Keys and values [B, heads, capacity, head_dim] of one layer; ``SlotCache`` says where the next tokens go."""
+
+    is_compileable = False
+
+    def __init__(self, owner: SlotCache):
+        super().__init__()
+        self.owner = owner
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        B, heads, _, head_dim = key_states.shape
+        shape = (B, heads, self.owner.capacity, head_dim)
+        self.keys = key_states.new_zeros(shape)
+        self.values = value_states.new_zeros(*shape[:-1], value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Write [B, heads, Q, head_dim] at the owner's slots; return the slots in use by any row."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        scatter_slots(self.keys, key_states, self.owner.slots_BQ)
+        scatter_slots(self.values, value_states, self.owner.slots_BQ)
+        used = self.owner.num_used
+        return self.keys[:, :, :used], self.values[:, :, :used]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.owner.num_used, 0
+
+    def get_seq_length(self) -> int:
+        return self.owner.num_used
+
+    def get_max_length(self) -> int:
+        return self.owner.capacity
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows of the batch."""
+        if self.is_initialized:
+            self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+class SlotCache(Cache):
+    """One SlotLayer per decoder layer, all writing at the slots last given to ``write_at``."""
+
+    def __init__(self, *, num_layers: int, capacity: int):
+        super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
+        self.capacity = capacity
+        self.slots_BQ: Tensor | None = None
+        self.num_used = 0
+
+    def write_at(self, slots_BQ: Tensor, *, num_used: int) -> None:
+        """The next update writes at ``slots_BQ`` and sees slots 0 .. num_used - 1."""
+        self.slots_BQ, self.num_used = slots_BQ, num_used
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows of the batch."""
+        for layer in self.layers:
+            layer.select(rows)
+
+
+def scatter_slots(buffer: Tensor, states: Tensor, slots_BQ: Tensor) -> None:
+    """buffer[b, :, slots[b, q]] = states[b, :, q] for [B, heads, capacity, D] and [B, heads, Q, D], in place."""
+    B, heads, Q, D = states.shape
+    if B == 1:  # one row: its slots are one index list, and index_copy_ is the cheaper write
+        buffer.index_copy_(2, slots_BQ[0], states)
+    else:
+        index = slots_BQ[:, None, :, None].expand(B, heads, Q, D)
+        buffer.scatter_(2, index, states)
+
+
+def capacity_error(needed: int, capacity: int) -> ValueError:
+    """The one sentence for a session that was opened too small."""
+    return ValueError(f"session: {needed} tokens do not fit its capacity of {capacity}; open it with a larger one")
+
+
+def as_slots(lengths_B: Tensor, count: int) -> Tensor:
+    """long [B, count]: the next ``count`` slots of each row."""
+    return lengths_B[:, None] + torch.arange(count, device=lengths_B.device)

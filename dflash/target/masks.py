@@ -1,0 +1,29 @@
+"""Additive attention masks for the target: who may look at whom, by document, position and window.
+
+The target's layers see only these masks, both over packed rows (features) and over the slot cache (sessions), so
+causality, documents, ragged lengths and sliding windows are decided in this one place.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """A float mask to add to attention scores: 0 where ``allowed`` (bool), the dtype's minimum elsewhere."""
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def packed_causal(documents_BS: Tensor, window: int | None = None) -> Tensor:
+    """bool [B, 1, S, S]: causal inside each document, at most ``window`` tokens back (own position included).
+
+    Padding (document -1) sees itself only through its own causal chain, which keeps softmax finite.
+    """
+    S = documents_BS.shape[1]
+    index = torch.arange(S, device=documents_BS.device)
+    distance = index[:, None] - index[None, :]
+    causal = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    same = documents_BS[:, :, None] == documents_BS[:, None, :]
+    return (same & causal)[:, None]

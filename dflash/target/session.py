@@ -1,0 +1,69 @@
+"""A target session: one batch of sequences being decoded, each row at its own length.
+
+``advance`` runs the target over the next tokens of every row, ``keep`` says how many of them really happened. What is
+not kept is undone for free: its slots are written over by the next advance.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from dflash.target.cache import SlotCache, as_slots, capacity_error
+from dflash.target.masks import additive
+
+if TYPE_CHECKING:
+    from dflash.target.target import Target
+
+
+class TargetSession:
+    """Opened by ``Target.open``. lengths_B: long [B], tokens each row holds."""
+
+    def __init__(self, target: Target, *, batch_size: int, capacity: int, taps: tuple[int, ...] = ()):
+        self.target = target
+        self.capacity = capacity
+        self.taps = taps
+        self.cache = SlotCache(num_layers=target.dims.num_layers, capacity=capacity)
+        self.lengths_B = torch.zeros(batch_size, dtype=torch.long, device=target.device)
+        self.longest = 0  # max of lengths_B on the host, so that no step has to ask the device
+
+    @torch.no_grad()
+    def advance(self, ids_BQ: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Run the target over the next Q tokens of every row.
+
+        Returns (hidden_BQH after the final norm, taps_BQTH or None without taps). Rows shorter than Q are padded at
+        the end by the caller, who then keeps fewer. Raises ValueError past the capacity.
+        """
+        B, Q = ids_BQ.shape
+        used = self.longest + Q
+        if used > self.capacity:
+            raise capacity_error(used, self.capacity)
+        slots_BQ = as_slots(self.lengths_B, Q)
+        self.cache.write_at(slots_BQ, num_used=used)
+        return self.target.run_cached(
+            ids_BQ, positions_BQ=slots_BQ, masks=self._masks(slots_BQ, used), cache=self.cache, taps=self.taps
+        )
+
+    def keep(self, counts_B: Tensor, *, longest: int) -> None:
+        """Of the last advance, row b's first counts_B[b] tokens happened.
+
+        ``longest`` is the longest row after that; the caller knows it from its one host sync per round.
+        """
+        self.lengths_B = self.lengths_B + counts_B
+        self.longest = longest
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows of the batch (long [b]): finished rows leave and cost nothing."""
+        self.cache.select(rows)
+        self.lengths_B = self.lengths_B[rows]
+
+    def _masks(self, slots_BQ: Tensor, used: int) -> dict[int | None, Tensor]:
+        """Additive [B, 1, Q, used] per window: a token sees the slots up to its own, as far back as the window."""
+        distance = slots_BQ[:, None, :, None] - torch.arange(used, device=slots_BQ.device)
+        causal = distance >= 0
+        return {
+            window: additive(causal if window is None else causal & (distance < window), self.target.dtype)
+            for window in self.target.windows
+        }
