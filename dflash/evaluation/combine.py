@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from dflash.evaluation.fields import MISSING, compact_value, escape, flat, measurements_of
-from dflash.evaluation.plots import MAX_SERIES, sweep_plot
+from dflash.evaluation.plots import MAX_SERIES
 from dflash.evaluation.report import csv_text, read_report, write_whole
+from dflash.evaluation.sweep_plot import sweep_plot
 from dflash.evaluation.tables import MAIN_COLUMNS, markdown_rows, measurement_rows
 
 CONDITIONS = ("batch_size", "temperature", "block_size", "max_new_tokens", "num_prompts")

@@ -1,4 +1,4 @@
-"""Draws a report (and a combined sweep) as PNG images held in memory; whoever writes the files decides where they go.
+"""Draws a report as PNG images held in memory; whoever writes the files decides where they go.
 
 Object-oriented matplotlib on Agg only: no pyplot, so no global state and no display. Colours are Okabe and Ito's.
 """
@@ -6,7 +6,6 @@ Object-oriented matplotlib on Agg only: no pyplot, so no global state and no dis
 from __future__ import annotations
 
 import io
-import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from dflash.evaluation.fields import full_label, histogram_counts, lookup, measurements_of, millions
 
@@ -22,8 +21,6 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#0
 GREY = "#767676"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STATISTICS = (("mean", "mean"), ("median", "median"), ("p90", "90th percentile"))
-SPEEDUPS = (("mean_prompt_speedup", "mean of prompts"), ("total_speedup", "by total tokens"))
-LOG_RATIO = 30  # from this ratio of largest to smallest on, a swept axis is logarithmic
 MAX_SERIES = len(COLOURS)
 
 
@@ -74,7 +71,8 @@ def _head(figure: Figure, title: str, line: str, *, columns: int = 95) -> None:
     figure.axes[0].set_title("\n".join(wrapped), loc="left", fontsize=9, color=GREY, pad=8)
 
 
-def _numbers(values: Sequence[Any]) -> list[float]:
+def numbers(values: Sequence[Any]) -> list[float]:
+    """Values to draw; None becomes NaN, which leaves a gap."""
     return [float("nan") if value is None else float(value) for value in values]
 
 
@@ -90,7 +88,12 @@ def _distinct(report: Mapping, key: str) -> list[Mapping]:
         value = lookup(m, "acceptance", key)
         if value:
             kept.setdefault((full_label(m, with_batch=False), str(value)), m)
-    return list(kept.values())[:MAX_SERIES]
+    return list(kept.values())
+
+
+def _left_out(found: Sequence[Mapping]) -> str:
+    """A remark where there are more measurements than colours."""
+    return f"; the first {MAX_SERIES} of {len(found)} measurements" if len(found) > MAX_SERIES else ""
 
 
 def curve_plot(report: Mapping) -> bytes | None:
@@ -103,7 +106,7 @@ def curve_plot(report: Mapping) -> bytes | None:
     for index, (key, label) in enumerate(STATISTICS):
         axes.plot(
             steps,
-            _numbers([p.get(key) for p in points]),
+            numbers([p.get(key) for p in points]),
             color=COLOURS[index],
             marker=MARKERS[index],
             markersize=4 if len(points) <= 60 else 0,
@@ -113,7 +116,10 @@ def curve_plot(report: Mapping) -> bytes | None:
         )
     axes.set_xlabel("training step (optimizer updates)")
     axes.set_ylabel("acceptance length (tokens per round)")
-    axes.set_ylim(bottom=min(1.0, axes.get_ylim()[0]))
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(1.0, low), max(2.0, high))
+    if len(set(steps)) == 1:
+        axes.set_xlim(steps[0] - 1, steps[0] + 1)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     _head(figure, "Acceptance length during training", setup_line(report))
     _legend_below(figure, axes)
@@ -122,9 +128,10 @@ def curve_plot(report: Mapping) -> bytes | None:
 
 def histogram_plot(report: Mapping) -> bytes | None:
     """Share of rounds by acceptance length, one group of bars per length; None without histograms."""
-    series = [m for m in _distinct(report, "histogram") if sum(histogram_counts(m).values())]
-    if not series:
+    found = [m for m in _distinct(report, "histogram") if sum(histogram_counts(m).values())]
+    if not found:
         return None
+    series = found[:MAX_SERIES]
     longest = max(max(histogram_counts(m)) for m in series)
     figure, axes = _canvas(width=min(7.5 + 0.15 * max(0, longest * len(series) - 32), 16))
     width = 0.84 / len(series)
@@ -138,20 +145,22 @@ def histogram_plot(report: Mapping) -> bytes | None:
     axes.set_xlabel("acceptance length (tokens per round, bonus token included)")
     axes.set_ylabel("share of rounds")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.xaxis.set_major_locator(MaxNLocator(min(longest + 1, 20), integer=True))
-    _head(figure, "How many tokens a round gains", setup_line(report))
+    axes.set_xlim(0.4, longest + 0.6)
+    axes.set_xticks(range(1, longest + 1, 1 + longest // 33))
+    _head(figure, "How many tokens a round gains", setup_line(report) + _left_out(found))
     _legend_below(figure, axes, columns=1 if len(series) < 4 else 2)
     return render(figure)
 
 
 def survival_plot(report: Mapping) -> bytes | None:
     """Share of rounds whose first k proposals were all accepted, per slot k; None where it was not measured."""
-    series = _distinct(report, "prefix_survival")
-    if not series:
+    found = _distinct(report, "prefix_survival")
+    if not found:
         return None
+    series = found[:MAX_SERIES]
     figure, axes = _canvas()
     for index, m in enumerate(series):
-        shares = _numbers(lookup(m, "acceptance", "prefix_survival"))
+        shares = numbers(lookup(m, "acceptance", "prefix_survival"))
         slots = range(1, len(shares) + 1)
         style = {"color": COLOURS[index], "marker": MARKERS[index], "markersize": 5, "linewidth": 1.8}
         axes.plot(slots, shares, label=full_label(m, with_batch=False), clip_on=False, **style)
@@ -160,83 +169,6 @@ def survival_plot(report: Mapping) -> bytes | None:
     axes.set_ylabel("share of rounds that accept slots 1 to k")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(16, integer=True))
-    _head(figure, "How far the accepted prefix reaches", setup_line(report))
+    _head(figure, "How far the accepted prefix reaches", setup_line(report) + _left_out(found))
     _legend_below(figure, axes, columns=1 if len(series) < 4 else 2)
     return render(figure)
-
-
-def sweep_plot(
-    places: Sequence[float] | Sequence[str], series: Mapping[str, Sequence[Mapping | None]], *, title: str, key: str
-) -> bytes | None:
-    """Acceptance and speedup against a swept key: one row of two panels per series.
-
-    places: per job its number (a true-valued axis, lines) or its name (categories, points only).
-    series: name -> per job the measurement, or None where the job has none.
-    """
-    if not places or not series:
-        return None
-    numeric = not isinstance(places[0], str)
-    labels = [] if numeric else ["\n".join(_clip(line) for line in str(place).split("\n")) for place in places]
-    longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
-    crowded = longest * len(labels) > 60
-    width = 11.0 if numeric else min(max(11.0, 1.2 * len(labels) + 4), 30)
-    figure = Figure(figsize=(width, 1.2 + (3.9 if crowded else 3.4) * len(series)), dpi=150, layout="constrained")
-    panels = figure.subplots(len(series), 2, squeeze=False)
-    xs = [float(place) for place in places] if numeric else [float(i) for i in range(len(places))]
-    for (left, right), (name, measurements) in zip(panels, series.items(), strict=True):
-        _panel(left, xs, measurements, "acceptance", STATISTICS, joined=numeric)
-        left.set(ylabel="acceptance length (tokens per round)")
-        right.axhline(1.0, color=GREY, linewidth=1, linestyle="--")
-        _panel(right, xs, measurements, "speed", SPEEDUPS, joined=numeric, first_colour=3)
-        right.set(ylabel="speedup over plain decoding (times)")
-        for axes in (left, right):
-            axes.set_title(name, loc="left", fontsize=9, color=GREY)
-            axes.set_xlabel(key)
-            _swept_axis(axes, xs) if numeric else _category_axis(axes, labels, crowded=crowded)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    return render(figure)
-
-
-def _panel(axes: Axes, xs: Sequence[float], measurements, group: str, keys, *, joined: bool, first_colour: int = 0):
-    """One line (or one set of points) per statistic, with its 95 % interval where the report gives one."""
-    tidy(axes)
-    order = sorted(range(len(xs)), key=lambda i: xs[i])
-    for index, (key, label) in enumerate(keys, start=first_colour):
-        ys = _numbers([lookup(measurements[i], group, key) for i in order])
-        bounds = [lookup(measurements[i], group, f"{key}_interval") or (None, None) for i in order]
-        # A category shows its statistics side by side, so that points and intervals do not hide each other.
-        shift = 0.0 if joined else 0.16 * (index - first_colour - (len(keys) - 1) / 2)
-        places = [xs[i] + shift for i in order]
-        marks = {"color": COLOURS[index], "marker": MARKERS[index], "markersize": 6}
-        axes.plot(places, ys, linestyle="-" if joined else "", linewidth=1.8, label=label, **marks)
-        lows, highs = _numbers([low for low, _ in bounds]), _numbers([high for _, high in bounds])
-        axes.vlines(places, lows, highs, color=COLOURS[index], linewidth=1.2)
-    axes.set_ylim(bottom=min(1.0, axes.get_ylim()[0]) if group == "acceptance" else 0)
-    axes.legend(frameon=False, fontsize=8, loc="best")
-
-
-def _clip(line: str, longest: int = 28) -> str:
-    return line if len(line) <= longest else line[: longest - 1] + "…"
-
-
-def _swept_axis(axes: Axes, xs: Sequence[float]) -> None:
-    """Ticks at the swept values themselves where they have room; logarithmic when they span decades."""
-    values = sorted(set(xs))
-    spread = values[-1] - values[0]
-    logarithmic = values[0] > 0 and values[-1] / values[0] >= LOG_RATIO
-    if logarithmic:
-        axes.set_xscale("log")
-    gaps = [high - low for low, high in itertools.pairwise(values)]
-    if len(values) <= 10 and (logarithmic or not gaps or min(gaps) >= 0.07 * spread):
-        axes.xaxis.set_major_locator(FixedLocator(values))
-        axes.xaxis.set_major_formatter(FixedFormatter([f"{value:g}" for value in values]))
-        axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _category_axis(axes: Axes, labels: Sequence[str], *, crowded: bool) -> None:
-    axes.set_xticks(range(len(labels)), labels, fontsize=8)
-    axes.set_xlim(-0.5, len(labels) - 0.5)
-    if crowded:
-        axes.tick_params(axis="x", labelrotation=35)
-        for tick in axes.get_xticklabels():
-            tick.set(ha="right", rotation_mode="anchor")

@@ -51,7 +51,8 @@ def test_three_jobs(sweep):
     assert float(rows[3]["acceptance.mean"]) == 3.0 and rows[3]["job"] == "1" and rows[3]["status"] == "ok"
 
 
-def test_failed_jobs_are_listed(sweep):
+def test_failed_jobs_are_listed(sweep, monkeypatch):
+    monkeypatch.setattr("dflash.evaluation.combine.sweep_plot", lambda *args, **kwargs: None)
     (sweep / "3" / ".hydra").mkdir(parents=True)
     (sweep / "3" / ".hydra" / "overrides.yaml").write_text("- checkpoint=runs/a\n- 'block_size=32'\n")
     (sweep / "10").mkdir()

@@ -8,8 +8,9 @@ import sys
 
 import matplotlib.image
 import pytest
+from matplotlib.figure import Figure
 
-from dflash.evaluation import plots
+from dflash.evaluation import plots, sweep_plot
 
 
 def size(image: bytes) -> tuple[int, int]:
@@ -37,6 +38,14 @@ def test_partial_figures():
     assert plots.survival_plot({"measurements": [m]}) is None
 
 
+def test_more_measurements_than_colours_are_mentioned(monkeypatch, make_measurement):
+    heads = []
+    monkeypatch.setattr(plots, "_head", lambda figure, title, line: heads.append(line))
+    report = {"measurements": [make_measurement(temperature=t / 10) for t in range(9)]}
+    assert plots.histogram_plot(report) and plots.survival_plot(report)
+    assert all(line.endswith("; the first 7 of 9 measurements") for line in heads) and len(heads) == 2
+
+
 def test_setup_line(report):
     line = "target tiny_gpt_oss (4.1 M parameters); draft 2 layers (1.2 M parameters); block size 8"
     assert plots.setup_line(report) == line
@@ -45,21 +54,23 @@ def test_setup_line(report):
 
 def test_sweep_plot_grows_with_its_series(make_measurement):
     jobs = [make_measurement(block_size=k) for k in (4, 8)]
-    one = size(plots.sweep_plot([4, 8], {"a": jobs}, title="t", key="block_size"))
-    two = size(plots.sweep_plot(["x=1\ny=2", "x=2\ny=2"], {"a": jobs, "b": [None, jobs[1]]}, title="t", key="x, y"))
+    one = size(sweep_plot.sweep_plot([4, 8], {"a": jobs}, title="t", key="block_size"))
+    two = size(
+        sweep_plot.sweep_plot(["x=1\ny=2", "x=2\ny=2"], {"a": jobs, "b": [None, jobs[1]]}, title="t", key="x, y")
+    )
     assert one[0] == two[0] == 1650
     assert two[1] > 1.5 * one[1]
-    assert plots.sweep_plot([], {}, title="t", key="k") is None
+    assert sweep_plot.sweep_plot([], {}, title="t", key="k") is None
 
 
 def test_swept_axis_is_true_valued():
-    axes = plots.Figure().add_subplot()
+    axes = Figure().add_subplot()
     axes.plot([4, 8, 16], [1, 2, 3])
-    plots._swept_axis(axes, [16, 4, 8])
+    sweep_plot._swept_axis(axes, [16, 4, 8])
     assert list(axes.get_xticks()) == [4, 8, 16] and axes.get_xscale() == "linear"
-    axes = plots.Figure().add_subplot()
+    axes = Figure().add_subplot()
     axes.plot([1e-4, 1e-2], [1, 2])
-    plots._swept_axis(axes, [1e-4, 1e-2])
+    sweep_plot._swept_axis(axes, [1e-4, 1e-2])
     assert axes.get_xscale() == "log"
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0.0001", "0.01"]
 

@@ -30,7 +30,8 @@ def test_key_order_is_stable(report):
     assert list(plain(lengths)["acceptance"]["histogram"]) == ["1", "9", "10"]
 
 
-def test_measurements_csv(report, make_measurement, tmp_path):
+def test_measurements_csv(report, make_measurement, tmp_path, monkeypatch):
+    monkeypatch.setattr("dflash.evaluation.report.PLOTS", ())
     report["measurements"].append(make_measurement(block_size=16, temperature=1.0) | {"lossless": None})
     with write_report(report, tmp_path)["csv"].open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -53,8 +54,8 @@ def test_markdown(report, tmp_path):
         assert part in text
 
 
-def test_sparse_report_and_stale_plots(report, tmp_path):
-    write_report(report, tmp_path)
+def test_sparse_report_and_stale_plots(tmp_path):
+    write_whole(tmp_path / "plots" / "prefix_survival.png", b"of an earlier run")
     paths = write_report({"measurements": [{"label": "x"}], "provenance": None}, tmp_path)
     assert set(paths) == {"json", "csv", "markdown"}
     assert not list((tmp_path / "plots").iterdir())
