@@ -26,19 +26,22 @@ lint: $(STAMP) ## ruff's checks and its formatting, changing nothing
 
 install: $(STAMP) ## make .venv, and nothing more
 
-# The stamp is the last thing to appear, and it is the marker written at the start, renamed: an interrupted installation
-# leaves no stamp, so the next run goes on with it, and a file edited meanwhile is newer than the stamp. An environment
-# that is there is only ever added to, never deleted, for something may be running in it. torch comes first, so that
-# nothing else can choose its version.
+# The stamp is the marker written at the start, renamed at the end: an interrupted installation leaves none, so the next
+# run goes on with it, and a file edited meanwhile is newer than the stamp. An environment that is there is only ever
+# added to, never deleted, for something may be running in it. The lock lives in file descriptor 9, so it goes with the
+# processes that hold it, however they end. torch comes first, so that nothing else can choose its version.
 $(STAMP): pyproject.toml constraints.txt
 	@set -eu; \
-	old() { echo '$(TOO_OLD)' >&2; exit 1; }; \
 	recent='import sys; sys.exit(sys.version_info < (3, 11))'; \
-	if kill -0 "$$(cat .venv/.installing 2>/dev/null)" 2>/dev/null; then \
-	  echo 'Another make is installing into .venv: wait for it (or delete .venv/.installing if there is none).' >&2; exit 1; \
+	py=$(PY); $$py -c "$$recent" 2>/dev/null || py='$(PYTHON)'; \
+	$$py -c "$$recent" 2>/dev/null || { echo '$(TOO_OLD)' >&2; exit 1; }; \
+	mkdir -p .venv; exec 9>.venv/.lock; \
+	if ! $$py -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null; then \
+	  echo 'Another make is installing into .venv: waiting for it'; \
+	  $$py -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'; \
+	  if [ $(STAMP) -nt pyproject.toml ] && [ $(STAMP) -nt constraints.txt ]; then exit 0; fi; \
 	fi; \
-	$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -c "$$recent" 2>/dev/null || old; \
-	mkdir -p .venv; echo $$$$ > .venv/.installing; \
+	touch .venv/.installing; \
 	if ! $(PY) -m pip --version >/dev/null 2>&1; then \
 	  echo 'Making the environment in .venv (once; the packages take some minutes)'; \
 	  $(PYTHON) -m venv .venv; \
