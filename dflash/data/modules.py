@@ -161,6 +161,16 @@ class _PackedSource:
         return pack(documents, length=self.length, num_open=self.num_open)
 
 
+class _IndexedLoader(DataLoader):
+    """Tells Lightning that it can be resumed, which it would else doubt aloud; its sampler knows where to start."""
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
+
+
 def _train_loader(module: DistillationDataModule | PretrainDataModule, rows: RowSource) -> DataLoader:
     trainer = module.trainer
     stream = BatchStream(
@@ -171,7 +181,7 @@ def _train_loader(module: DistillationDataModule | PretrainDataModule, rows: Row
         rank=trainer.global_rank,
         world=trainer.world_size,
     )
-    return DataLoader(
+    return _IndexedLoader(
         stream,
         batch_size=None,  # the stream yields whole batches
         sampler=IndexSampler(lambda: trainer.global_step * module.accumulate),

@@ -14,6 +14,38 @@ CHATML = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
 )
+# The rules of gpt-oss's own template: it asks the clock, keeps analysis only in the last turn and before a tool call
+# that no final answer follows, and names the tool in the assistant's header.
+HARMONY = """\
+<|start|>system<|message|>Current date: {{ strftime_now("%Y-%m-%d") }}
+Reasoning: {{ reasoning_effort | default("medium") }}
+<|end|>
+{%- set calls = namespace(name=none) -%}
+{%- for m in messages -%}
+  {%- if m.role == "assistant" and "tool_calls" in m -%}
+    {%- set answered = namespace(yes=false) -%}
+    {%- for later in messages[loop.index:] if later.role == "assistant" and "tool_calls" not in later -%}
+      {%- set answered.yes = true -%}
+    {%- endfor -%}
+    {%- if m.thinking and not answered.yes -%}
+      <|start|>assistant<|channel|>analysis<|message|>{{ m.thinking }}<|end|>
+    {%- endif -%}
+    {%- set calls.name = m.tool_calls[0].function.name -%}
+    <|start|>assistant to=functions.{{ calls.name }}<|channel|>commentary json<|message|>
+    {{- m.tool_calls[0].function.arguments | tojson }}<|call|>
+  {%- elif m.role == "assistant" and loop.last and not add_generation_prompt -%}
+    {%- if "thinking" in m -%}<|start|>assistant<|channel|>analysis<|message|>{{ m.thinking }}<|end|>{%- endif -%}
+    <|start|>assistant<|channel|>final<|message|>{{ m.content }}<|return|>
+  {%- elif m.role == "assistant" -%}
+    <|start|>assistant<|channel|>final<|message|>{{ m.content }}<|end|>
+  {%- elif m.role == "tool" -%}
+    <|start|>functions.{{ calls.name }} to=assistant<|channel|>commentary<|message|>{{ m.content | tojson }}<|end|>
+  {%- else -%}
+    <|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|start|>assistant{%- endif -%}
+"""
 WORDS = ["def f(x):\n", "    return x", "\n", " ", "12345", "naïve ☃", "<tag>", "self.x = y\n\n"]
 
 
@@ -150,6 +182,51 @@ def test_date_is_a_parameter_even_where_the_template_asks_the_clock(tokenizer):
     assert "2001-02-03" in tokenizer.decode(prompt)
     with pytest.raises(ValueError, match=r"current_date='tomorrow'"):
         render_prompt(tokenizer, messages, options={"current_date": "tomorrow"})
+
+
+@pytest.fixture(scope="module")
+def gpt_oss(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = HARMONY
+    return tokenizer
+
+
+def test_gpt_oss_template(gpt_oss):
+    messages = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "thinking": "hm", "content": "two"},
+        {"role": "user", "content": "three"},
+        {"role": "assistant", "content": "four"},
+        {"role": "user", "content": "five"},
+        {"role": "assistant", "thinking": "so", "content": "six"},
+    ]
+    options = {"reasoning_effort": "low", "current_date": "2001-02-03"}
+    document = render_chat(gpt_oss, messages, options=options)
+    prompt = render_prompt(gpt_oss, messages[:5], options=options)
+    generated = "<|channel|>analysis<|message|>so<|end|><|start|>assistant<|channel|>final<|message|>six<|return|>"
+    assert document.ids.tolist() == prompt + encode(gpt_oss, generated)
+    sampled = gpt_oss.decode(document.ids[document.supervised].tolist())
+    assert sampled == "<|channel|>final<|message|>four" + generated  # the first turn has lost its analysis
+    head = gpt_oss.decode(prompt)
+    assert "Current date: 2001-02-03\n" in head
+    assert "Reasoning: low\n" in head
+
+
+def test_gpt_oss_tool_call(gpt_oss):
+    call = {"function": {"name": "add", "arguments": {"a": 2}}}
+    messages = [
+        {"role": "user", "content": "2 + 2"},
+        {"role": "assistant", "thinking": "I add", "tool_calls": [call]},
+        {"role": "tool", "content": "SECRET"},
+        {"role": "assistant", "tool_calls": [call]},
+    ]
+    document = render_chat(gpt_oss, messages)
+    sampled = gpt_oss.decode(document.ids[document.supervised].tolist())
+    made = ' to=functions.add<|channel|>commentary json<|message|>{"a": 2}<|call|>'
+    assert sampled == f"<|channel|>analysis<|message|>I add<|end|><|start|>assistant{made}{made}"
+    # a final answer makes the template drop the analysis that the target saw when it wrote that answer
+    with pytest.raises(ValueError, match="renders the history differently"):
+        render_chat(gpt_oss, [*messages[:3], {"role": "assistant", "content": "four"}])
 
 
 def test_refusals(tokenizer):

@@ -69,7 +69,8 @@ def module(accumulate=1, num_workers=0, **options):
     return DistillationDataModule(documents, **{**sizes, **options}, accumulate=accumulate, num_workers=num_workers)
 
 
-@pytest.mark.filterwarnings("ignore:.*num_workers.*", "ignore:.*does not have many workers.*")
+@pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual", "ignore:The dirpath has changed")
+@pytest.mark.filterwarnings("error:.*dataloader is not resumable")
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -90,6 +91,7 @@ def test_resume_is_bit_exact(tmp_path, num_workers, accumulate, streaming):
     assert not torch.equal(whole.weight, torch.zeros(64))
 
 
+@pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual", "ignore:The dirpath has changed")
 def test_steps_known_to_the_optimizer_do_not_spoil_the_resume(tmp_path):
     """``estimated_stepping_batches`` builds the loader before the step is restored."""
 
@@ -165,6 +167,7 @@ class Windows(Toy):
         self.windows = [*getattr(self, "windows", []), batch]
 
 
+@pytest.mark.filterwarnings("ignore:Using ModelCheckpoint with manual")
 def test_pretraining_trains_on_rows_and_scores_every_window_once(tmp_path):
     rows = [(d,) for d in documents()]
     held_out = [(d,) for d in documents(7)]
