@@ -212,8 +212,10 @@ def _starts(text: str) -> list[int]:
 def _completion(file: SourceFile, at: int, tokenizer, num_tokens: int, reference_tokens: int) -> Prompt | None:
     """The first ``num_tokens`` tokens from offset ``at``; None if fewer than ``reference_tokens`` follow."""
     needed = num_tokens + reference_tokens
-    text = file.text[at : at + 16 * needed]  # far more characters than tokens, but not the whole file
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    for num_characters in (6 * needed, len(file.text)):  # nearly always enough, and always
+        ids = tokenizer(file.text[at : at + num_characters], add_special_tokens=False)["input_ids"]
+        if len(ids) > needed:  # one more, as the cut may go through the last
+            break
     if len(ids) < needed:
         return None
     ids = ids[:num_tokens]

@@ -67,18 +67,27 @@ def test_streamed_rows_read_no_further_than_they_must():
     assert len(read) == 2 * (31 + 8)
 
 
-def test_streamed_rows_survive_pickle_and_fork():
-    source = StreamedRows(open_rows, 5, buffer_rows=6)
-    straight = numbers(source, range(40))
-    assert numbers(pickle.loads(pickle.dumps(source)), range(40)) == straight
-    numbers(source, [10])
-    receiver, sender = os.pipe()
+def test_streamed_rows_survive_pickle_and_fork(tmp_path):
+    path = tmp_path / "numbers.txt"
+    path.write_text("".join(f"{i % 250:8d}\n" for i in range(5000)))  # more than one buffer of the file
+
+    def read_file():
+        with path.open() as lines:
+            for line in lines:
+                yield (document(int(line)),)
+
+    straight = numbers(StreamedRows(read_file, 5, buffer_rows=6), range(4000))
+    source = StreamedRows(read_file, 5, buffer_rows=6)
+    numbers(source, range(10))
     child = os.fork()
-    if not child:
-        os.write(sender, bytes(numbers(source, range(20, 40))))
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert list(os.read(receiver, 100)) == straight[20:]
+    if not child:  # a worker: what it reads must not move the file under its parent
+        os._exit(numbers(source, range(10, 4000)) != straight[10:])
+    assert os.waitpid(child, 0)[1] == 0
+    assert numbers(source, range(10, 4000)) == straight[10:]
+
+    plain = StreamedRows(open_rows, 5, buffer_rows=6)
+    straight = numbers(plain, range(40))
+    assert numbers(pickle.loads(pickle.dumps(plain)), range(40)) == straight
 
 
 def test_no_rows():
