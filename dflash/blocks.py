@@ -70,6 +70,4 @@ def make_blocks(
     input_ids_BAK = torch.full_like(labels_BAK, mask_token_id)
     input_ids_BAK[..., 0] = labels_BAK[..., 0]
     positions_BAK = batch.positions_BS.gather(1, anchors_BA)[..., None] + slots_K
-    return AnchoredBlocks(
-        anchors_BA, valid_BA, input_ids_BAK, index_BAK, positions_BAK, labels_BAK, label_mask_BAK
-    )
+    return AnchoredBlocks(anchors_BA, valid_BA, input_ids_BAK, index_BAK, positions_BAK, labels_BAK, label_mask_BAK)

@@ -90,7 +90,10 @@ class _Batch:
         self.target_session = target.open(B, capacity=capacity, taps=draft.shape.taps if K > 1 else ())
         self.draft_session = draft.open(B, capacity=capacity) if K > 1 else None
         self.uniforms = Uniforms(
-            decoder.sampling, indices=range(first_index, first_index + B), length=max_new_tokens + K, device=ids_BS.device
+            decoder.sampling,
+            indices=range(first_index, first_index + B),
+            length=max_new_tokens + K,
+            device=ids_BS.device,
         )
         self.noise_K1 = torch.full((K - 1,), draft.shape.mask_token_id, device=ids_BS.device)
         hidden_BSH, taps_BSTH = self.target_session.advance(ids_BS)

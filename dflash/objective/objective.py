@@ -99,8 +99,16 @@ class Objective:
             weights = self.weighting(confidence, mask_MP)
             hits = (logits.argmax(-1) == labels_MP) & mask_MP
             prefix = hits.long().cumprod(-1)
-        sums = (weights.sum(), mask_MP.sum(), hits.sum(), prefix.sum(), mask_MP[:, 0].sum(), (confidence * mask_MP).sum())
-        return torch.stack([(loss.masked_fill(~mask_MP, 0.0) * weights).sum(), *(s.to(logits.dtype) for s in sums)])
+        sums = (
+            weights.sum(),
+            mask_MP.sum(),
+            hits.sum(),
+            prefix.sum(),
+            mask_MP[:, 0].sum(),
+            (confidence * mask_MP).sum(),
+        )
+        numerator = (loss.masked_fill(~mask_MP, 0.0) * weights).sum()
+        return torch.stack([numerator, *(s.to(logits.dtype) for s in sums)])
 
     def _named(self, total: Tensor, *, num_rows: Tensor) -> LossTerms:
         numerator = total[0]

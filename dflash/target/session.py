@@ -36,7 +36,7 @@ class TargetSession:
         Returns (hidden_BQH after the final norm, taps_BQTH or None without taps). Rows shorter than Q are padded at
         the end by the caller, who then keeps fewer. Raises ValueError past the capacity.
         """
-        B, Q = ids_BQ.shape
+        Q = ids_BQ.shape[1]
         used = self.longest + Q
         if used > self.capacity:
             raise capacity_error(used, self.capacity)

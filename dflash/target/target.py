@@ -55,7 +55,7 @@ class Target:
         self.family = config.model_type
         self.backbone = model.base_model
         self.lm_head = model.get_output_embeddings()
-        self.dims = _dims(config)
+        self.dims = dims_of(config)
         self.layer_types = tuple(config.layer_types) if _has(config, "layer_types") else ()
         window = config.sliding_window if "sliding_attention" in self.layer_types else None
         self.windows = (None,) if window is None else (None, window)
@@ -160,7 +160,8 @@ def _check_supported(config, name: str) -> None:
             raise ValueError(f"target {name}: {key}={config.to_dict()[key]} is not supported; choose another target")
 
 
-def _dims(config) -> TargetDims:
+def dims_of(config) -> TargetDims:
+    """Read the dimensions off a text configuration of transformers."""
     values = config.to_dict()
     heads = values["num_attention_heads"]
     return TargetDims(

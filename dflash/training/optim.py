@@ -39,10 +39,7 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                if group["orthogonal"]:
-                    update = self._orthogonal_update(p, group)
-                else:
-                    update = self._adam_update(p, group)
+                update = self._orthogonal_update(p, group) if group["orthogonal"] else self._adam_update(p, group)
                 if p.ndim >= 2:
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"])

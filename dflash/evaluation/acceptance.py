@@ -1,0 +1,174 @@
+"""Acceptance: what rounds of speculative decoding gained, as integer sums, and the chain walk that foretells it.
+
+Acceptance length: tokens gained per round, bonus included, 1 .. K. Rounds cut by a stop token or by the length limit
+count only the tokens really emitted. Pooled over rounds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dflash.blocks import make_blocks
+from dflash.draft.draft import Draft
+from dflash.draft.mask import block_geometry
+from dflash.target.target import Target
+from dflash.types import TargetFeatures, TokenBatch
+
+
+@dataclass(frozen=True)
+class AcceptanceStats:
+    """Acceptance lengths of every round, prompt by prompt. block_size: the largest possible length."""
+
+    lengths: tuple[tuple[int, ...], ...]
+    block_size: int
+
+    @property
+    def pooled(self) -> np.ndarray:
+        """All rounds of all prompts, [num_rounds] int."""
+        return np.concatenate([np.asarray(row, dtype=np.int64) for row in self.lengths] or [np.zeros(0, np.int64)])
+
+    def quantile(self, q: float) -> float:
+        """A length that was really observed (inverted CDF), so that a median of 2 means what it says."""
+        return float(np.quantile(self.pooled, q, method="inverted_cdf")) if len(self.pooled) else float("nan")
+
+    @property
+    def mean(self) -> float:
+        """Tokens over rounds."""
+        return float(self.pooled.mean()) if len(self.pooled) else float("nan")
+
+    def mean_interval(self, *, num_resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+        """95 % percentile bootstrap over prompts of the pooled mean."""
+        tokens = np.array([sum(row) for row in self.lengths], dtype=np.float64)
+        rounds = np.array([len(row) for row in self.lengths], dtype=np.float64)
+        return bootstrap_ratio(tokens, rounds, num_resamples=num_resamples, seed=seed)
+
+    def to_dict(self) -> dict:
+        """JSON-able: mean with interval, median, p90, histogram, and prefix survival by slot."""
+        pooled = self.pooled
+        histogram = Counter(pooled.tolist())
+        prompt_means = [np.mean(row) for row in self.lengths if row]
+        lengths = range(1, self.block_size + 1)
+        return {
+            "mean": self.mean,
+            "mean_interval": list(self.mean_interval()),
+            "median": self.quantile(0.5),
+            "p90": self.quantile(0.9),
+            "mean_of_prompts": float(np.mean(prompt_means)) if prompt_means else float("nan"),
+            "histogram": {str(n): histogram[n] for n in lengths if histogram[n]},
+            "prefix_survival": [float((pooled >= n).mean()) if len(pooled) else float("nan") for n in lengths],
+            "num_rounds": len(pooled),
+            "num_tokens": int(pooled.sum()),
+        }
+
+
+def bootstrap_ratio(
+    numerators: np.ndarray, denominators: np.ndarray, *, num_resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of sum(numerators) / sum(denominators), resampling the pairs."""
+    if len(numerators) == 0 or denominators.sum() == 0:
+        return float("nan"), float("nan")
+    picks = np.random.default_rng(seed).integers(0, len(numerators), (num_resamples, len(numerators)))
+    below = denominators[picks].sum(1)
+    ratios = numerators[picks].sum(1)[below > 0] / below[below > 0]
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return float(low), float(high)
+
+
+@torch.no_grad()
+def chain_walk(
+    target: Target,
+    draft: Draft,
+    prompts: Sequence[Sequence[int]],
+    continuations: Sequence[Sequence[int]],
+    *,
+    block_size: int | None = None,
+    chunk_anchors: int = 128,
+) -> list[tuple[int, ...]]:
+    """The acceptance lengths greedy speculative decoding would have, from one teacher-forced pass per batch.
+
+    continuations: the target's own greedy output for each prompt. Every position is an anchor once; walking from the
+    first generated token by p <- p + L[p] visits exactly the anchors real decoding visits. Exact for greedy only.
+    """
+    return walk_features(
+        target, draft, *pack_continuations(target, draft, prompts, continuations),
+        block_size=block_size, chunk_anchors=chunk_anchors,
+    )  # fmt: skip
+
+
+def pack_continuations(
+    target: Target, draft: Draft, prompts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]]
+) -> tuple[TokenBatch, TargetFeatures, list[int]]:
+    """(batch, features, prompt lengths): one prompt with its continuation a row; draft-independent but for its taps,
+    so it can be kept between evaluations."""
+    rows = [[*prompt, *rest] for prompt, rest in zip(prompts, continuations, strict=True)]
+    S = max(map(len, rows))
+    ids = torch.zeros(len(rows), S, dtype=torch.long)
+    documents = torch.full_like(ids, -1)
+    for b, row in enumerate(rows):
+        ids[b, : len(row)] = torch.tensor(row)
+        documents[b, : len(row)] = 0
+    positions = torch.arange(S).expand_as(ids).contiguous()
+    batch = TokenBatch(ids, documents, positions, documents == 0).to(target.device)
+    return batch, target.features(batch, draft.shape.taps), [len(prompt) for prompt in prompts]
+
+
+@torch.no_grad()
+def walk_features(
+    target: Target,
+    draft: Draft,
+    batch: TokenBatch,
+    features: TargetFeatures,
+    prompt_lengths: Sequence[int],
+    *,
+    block_size: int | None = None,
+    chunk_anchors: int = 128,
+) -> list[tuple[int, ...]]:
+    """``chain_walk`` over features already taken."""
+    K = block_size if block_size is not None else draft.shape.block_size
+    first, S = min(prompt_lengths), batch.ids_BS.shape[1]
+    accepted_BS = torch.zeros_like(batch.ids_BS)
+    for start in range(first, S, chunk_anchors):
+        stop = min(S, start + chunk_anchors)
+        anchors_BA = torch.arange(start, stop, device=target.device).expand(len(batch.ids_BS), -1).contiguous()
+        accepted_BS[:, start:stop] = _accepted(target, draft, batch, features, anchors_BA, block_size=K)
+    rows = zip(accepted_BS.tolist(), prompt_lengths, (batch.documents_BS == 0).sum(1).tolist(), strict=True)
+    return [_walk(accepted, first=first, last=length - 1) for accepted, first, length in rows]
+
+
+def _accepted(
+    target: Target, draft: Draft, batch: TokenBatch, features: TargetFeatures, anchors_BA, *, block_size: int
+):
+    """long [B, A]: how many leading slots of the block at each anchor the draft gets right."""
+    valid_BA = batch.documents_BS.gather(1, anchors_BA) == 0
+    blocks = make_blocks(batch, anchors_BA, valid_BA, block_size=block_size, mask_token_id=draft.shape.mask_token_id)
+    hidden = draft(target.embed(blocks.input_ids_BAK), features.taps_BSTH, block_geometry(batch, blocks))
+    guesses_BAP = target.logits(hidden[:, :, 1:].to(target.dtype)).argmax(-1)
+    hits = (guesses_BAP == blocks.labels_BAK[..., 1:]) & blocks.label_mask_BAK[..., 1:]
+    return hits.long().cumprod(-1).sum(-1)
+
+
+def _walk(accepted: list[int], *, first: int, last: int) -> tuple[int, ...]:
+    """Lengths of the rounds from the first generated token to the last one; the final round is cut there."""
+    lengths, p = [], first
+    while p < last:
+        lengths.append(min(accepted[p] + 1, last - p))
+        p += lengths[-1]
+    return tuple(lengths)
+
+
+def repeated_ngram_share(sequences: Sequence[Sequence[int]], *, n: int = 4) -> float:
+    """Share of n-grams that already occurred earlier in their own sequence: loops, not skill, when it is high."""
+    total = repeated = 0
+    for tokens in sequences:
+        seen: set[tuple[int, ...]] = set()
+        for i in range(len(tokens) - n + 1):
+            gram = tuple(tokens[i : i + n])
+            repeated += gram in seen
+            seen.add(gram)
+            total += 1
+    return repeated / total if total else 0.0

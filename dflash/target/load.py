@@ -1,0 +1,127 @@
+"""Where targets come from: a folder (the embedded one too), a hub, or random weights.
+
+Factories that conf ``target`` names; calling one is cheap, calling what it returns loads the weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from dflash.target.families import FAMILIES, build_model
+from dflash.target.target import Target, TargetDims, dims_of
+from dflash.target.tokenizer import train_tokenizer
+
+Loader = Callable[[], "LoadedTarget"]
+
+
+@dataclass(frozen=True)
+class LoadedTarget:
+    """A target with its tokenizer and the ids the framework needs: the mask token and the tokens that end decoding."""
+
+    target: Target
+    tokenizer: PreTrainedTokenizerBase
+    mask_token_id: int
+    stop_token_ids: tuple[int, ...]
+
+    def tokenizer_fingerprint(self) -> str:
+        """sha256 over vocabulary and chat template."""
+        vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        return hashlib.sha256((vocabulary + str(self.tokenizer.chat_template)).encode()).hexdigest()
+
+
+def local_target(
+    *,
+    path: str,
+    dtype: str = "float32",
+    device: str = "cpu",
+    mask_token_id: int | None = None,
+    revision: str | None = None,
+    attention: str = "eager",
+    experts: str | None = None,
+) -> Loader:
+    """A causal language model and its tokenizer from a folder or a hub id.
+
+    mask_token_id: default the tokenizer's own mask token. attention, experts: transformers' implementation names
+    (experts matters for mixtures only). Raises ValueError, when called, for anything that cannot be loaded.
+    """
+    return lambda: _load(path, dtype, device, mask_token_id, revision, attention, experts)
+
+
+def random_target(
+    *, family: str, vocab_size: int = 512, seed: int = 0, dtype: str = "float32", device: str = "cpu"
+) -> Loader:
+    """A tiny target of ``family`` with random weights and a byte-level tokenizer; for tests and smoke runs."""
+    if family not in FAMILIES:
+        raise ValueError(f"target.family={family!r}: choose one of {', '.join(FAMILIES)}")
+
+    def load() -> LoadedTarget:
+        tokenizer = train_tokenizer([__doc__ or ""], vocab_size=vocab_size)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build_model(FAMILIES[family](vocab_size))
+        target = Target(model.to(device, getattr(torch, dtype)), name=f"random_{family}_{seed}")
+        return _loaded(target, tokenizer, None)
+
+    return load
+
+
+def read_dims(path: str | Path) -> TargetDims:
+    """The dimensions of a model folder from its config.json alone; no weights are read."""
+    if not (Path(path) / "config.json").is_file():
+        raise ValueError(f"target.path={str(path)!r} has no config.json; give a model folder")
+    return dims_of(AutoConfig.from_pretrained(path).get_text_config())
+
+
+def _load(
+    path: str, dtype: str, device: str, mask_token_id: int | None, revision: str | None, attention: str, experts
+) -> LoadedTarget:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"target.device={device!r}: no CUDA GPU is visible here; use a GPU machine or target.device=cpu"
+        )
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), attn_implementation=attention, **options
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"target.path={path!r} cannot be loaded ({reason}); give a model folder, or connect to the model hub"
+        ) from error
+    if experts is not None:
+        model.set_experts_implementation(experts)
+    return _loaded(Target(model.to(device), name=str(path).rstrip("/")), tokenizer, mask_token_id)
+
+
+def _loaded(target: Target, tokenizer: PreTrainedTokenizerBase, mask_token_id: int | None) -> LoadedTarget:
+    mask = tokenizer.mask_token_id if mask_token_id is None else mask_token_id
+    stops = _stop_token_ids(target, tokenizer)
+    if mask is None:
+        raise ValueError(
+            f"target {target.name}: its tokenizer has no mask token; set target.mask_token_id to a reserved id below "
+            f"{target.dims.vocab_size}"
+        )
+    if not 0 <= mask < target.dims.vocab_size:
+        raise ValueError(f"target.mask_token_id={mask}: must be below the vocabulary of {target.dims.vocab_size}")
+    if mask in stops or mask == tokenizer.pad_token_id:
+        raise ValueError(f"target.mask_token_id={mask} is a stop or padding token; choose a reserved id")
+    return LoadedTarget(target, tokenizer, mask, stops)
+
+
+def _stop_token_ids(target: Target, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The generation config's end tokens, else the tokenizer's, plus harmony's that end a message for us."""
+    configured = target.model.generation_config.eos_token_id if target.model.can_generate() else None
+    stops = {tokenizer.eos_token_id} if configured is None else set(torch.tensor(configured).flatten().tolist())
+    vocabulary = tokenizer.get_vocab()
+    stops |= {vocabulary[token] for token in ("<|return|>", "<|call|>", "<|endoftext|>") if token in vocabulary}
+    return tuple(sorted(stops - {None}))

@@ -1,0 +1,126 @@
+"""The LightningModule: a frozen target as a plain object, a trainable draft, and the training flow between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import lightning as L
+import torch
+from torch import nn
+
+from dflash.blocks import draw_anchors, make_blocks, seeded_generator
+from dflash.draft.draft import Draft
+from dflash.draft.mask import block_geometry
+from dflash.objective.objective import Objective
+from dflash.target.target import Target
+from dflash.training.checkpoint import CONTRACT_KEY, check_contract
+from dflash.types import AnchoredBlocks, LossTerms, TokenBatch
+
+
+class DistillationModule(L.LightningModule):
+    """Distils ``draft`` from ``target``.
+
+    Optimization is manual: gradients of the loss numerators are summed over ``accumulate`` micro-batches (and over
+    ranks) and divided once by the sum of the denominators, so that the loss of a step does not depend on how it was
+    cut into micro-batches. A step is the unit of everything: of the schedule, of checkpoints and of resuming.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        draft: Draft,
+        objective: Objective,
+        *,
+        optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+        schedule: Callable[[int], Callable[[int], float]],
+        steps: int,
+        num_anchors: int,
+        seed: int,
+        contract: dict,
+        accumulate: int = 1,
+        clip: float = 1.0,
+    ):
+        super().__init__()
+        self.automatic_optimization = False
+        self.target = target  # no nn.Module: stays out of state_dict, .train() and .to()
+        self.draft = draft
+        self.objective = objective
+        self.make_optimizer = optimizer
+        self.make_schedule = schedule
+        self.steps = steps
+        self.num_anchors = num_anchors
+        self.seed = seed
+        self.contract = contract
+        self.accumulate = accumulate
+        self.clip = clip
+        self._denominator = 0.0
+        self._micro_batches = 0
+        self._sums: dict[str, list[torch.Tensor]] = {}
+
+    def on_fit_start(self):
+        self.draft.train()
+
+    def training_step(self, indexed: tuple[int, TokenBatch], _):
+        """text -> tokens (the data module) -> target features -> anchored blocks -> draft -> loss."""
+        k, batch = indexed
+        features = self.target.features(batch, self.draft.shape.taps, with_last=self.objective.needs_target)
+        blocks = self.draw_blocks(k, batch)
+        hidden = self.draft(self.target.embed(blocks.input_ids_BAK), features.taps_BSTH, block_geometry(batch, blocks))
+        terms = self.objective(hidden, blocks, features, self.target)
+        self.manual_backward(terms.numerator)
+        self._add(terms)
+        if self._micro_batches == self.accumulate:
+            self._step()
+
+    def draw_blocks(self, k: int, batch: TokenBatch) -> AnchoredBlocks:
+        """Anchors of micro-batch k of this rank, from a generator seeded by (seed, k, rank)."""
+        generator = seeded_generator(self.seed, "anchors", k, self.global_rank)
+        anchors_BA, valid_BA = draw_anchors(batch, num_anchors=self.num_anchors, generator=generator)
+        shape = self.draft.shape
+        return make_blocks(batch, anchors_BA, valid_BA, block_size=shape.block_size, mask_token_id=shape.mask_token_id)
+
+    def _add(self, terms: LossTerms) -> None:
+        self._denominator = self._denominator + terms.denominator.double()
+        self._micro_batches += 1
+        for name, pair in terms.sums.items():
+            new = torch.stack([part.double() for part in pair])
+            self._sums[name] = self._sums[name] + new if name in self._sums else new
+
+    def _step(self) -> None:
+        """Divide the summed gradients by the summed denominators, clip, step, log."""
+        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        sums = {name: self.trainer.strategy.reduce(pair, reduce_op="sum") for name, pair in self._sums.items()}
+        denominator = self.trainer.strategy.reduce(self._denominator, reduce_op="sum")
+        # DDP has averaged the gradients over ranks already; the sum is world times that.
+        scale = (self.trainer.world_size / denominator.clamp_min(1e-12)).item()
+        for parameter in self.draft.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale)
+        norm = nn.utils.clip_grad_norm_(self.draft.parameters(), self.clip if self.clip else float("inf"))
+        if not torch.isfinite(norm):
+            raise ValueError(
+                f"step {self.global_step}: the gradient is {norm.item()}; lower optimizer.lr or set "
+                "trainer.precision=32-true"
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        ratios = {f"train/{name}": float(pair[0] / pair[1].clamp_min(1e-12)) for name, pair in sums.items()}
+        self.log_dict(ratios | {"train/gradient_norm": norm}, prog_bar=False)
+        self.log("train/lr", schedule.get_last_lr()[0])
+        self._denominator, self._micro_batches, self._sums = 0.0, 0, {}
+
+    def configure_optimizers(self):
+        optimizer = self.make_optimizer(self.draft)
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, self.make_schedule(self.steps))]
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        """(k, TokenBatch): the index stays on the host."""
+        k, tokens = batch
+        return k, tokens.to(device)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint[CONTRACT_KEY] = self.contract
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        check_contract(checkpoint[CONTRACT_KEY], self.contract, what="the checkpoint to resume from")
