@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from dflash.data.corpus import SourceFile, read_corpus
 from dflash.target.tokenizer import train_tokenizer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Models of tests are so small that threads only wait for each other, the longer the busier the machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
