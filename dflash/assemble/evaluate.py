@@ -1,0 +1,53 @@
+"""evaluate.py's work: prompt -> decode -> acceptance statistics -> report."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from dflash.allocator import keep_freed_memory
+from dflash.assemble.measuring import describe_draft, describe_target, measure_all, new_draft
+from dflash.assemble.parts import build_parts, ready_device
+from dflash.assemble.run import Phases, origin
+from dflash.assemble.train import TRAINED, UNTRAINED, plain_settings, publish
+from dflash.compose import Run, resolve_checkpoint, write_config
+from dflash.training.checkpoint import find_checkpoint, load_draft, read_checkpoint
+
+
+def evaluate(settings: dict, run: Run) -> float:
+    """Decode the prompts with and without the checkpoint's draft; the mean acceptance length."""
+    parts = build_parts(settings, {"target": None, "prompts": None, "decoding.verifier": object})
+    ready_device(settings["device"])
+    checkpoint = find_checkpoint(resolve_checkpoint(settings["checkpoint"], settings["paths"]["outputs"]))
+    step = read_checkpoint(checkpoint)["global_step"]
+    if settings["device"] == "cpu":
+        keep_freed_memory()
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_config(settings, run.folder / "config.yaml")
+    console, phases = Console(), Phases()
+    with phases("load"):
+        loaded = parts["target"]()
+        prompts = parts["prompts"](tokenizer=loaded.tokenizer)
+        drafts = {TRAINED: load_draft(checkpoint, loaded)}
+        if settings["measure_untrained"]:
+            fresh = new_draft(drafts[TRAINED].shape, seed=settings["seed"])
+            drafts[UNTRAINED] = fresh.to(loaded.target.device).eval()
+    with phases("measure"):
+        measurements = measure_all(
+            loaded,
+            drafts,
+            prompts,
+            decoding=settings["decoding"],
+            verifier=parts["decoding.verifier"],
+            block_size=settings["block_size"],
+            console=console,
+        )
+    report = {
+        "title": f"Evaluation of {checkpoint.resolve()}",
+        "kind": "evaluate",
+        "provenance": origin(run.command, seed=settings["seed"], phases=phases),
+        "target": describe_target(loaded),
+        "draft": describe_draft(drafts[TRAINED]) | {"checkpoint": str(checkpoint.resolve()), "step": step},
+        "settings": plain_settings(settings) | run.overrides,
+        "measurements": measurements,
+    }
+    return publish(report, run.folder, console)

@@ -1,0 +1,102 @@
+"""Measuring drafts under every condition that conf ``decoding`` names; both scripts end here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from rich.console import Console
+
+from dflash.assemble.run import bar
+from dflash.data.prompts import Prompt
+from dflash.decode.sampling import Sampling
+from dflash.decode.verify import Verifier
+from dflash.draft.draft import Draft
+from dflash.draft.shape import DraftShape
+from dflash.evaluation.measure import measure
+from dflash.target.load import LoadedTarget
+
+
+def new_draft(shape: DraftShape, *, seed: int) -> Draft:
+    """A draft with the random weights that training with this seed starts from."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Draft(shape)
+
+
+def conditions(decoding: Mapping) -> list[tuple[int, float]]:
+    """(batch size, temperature): every batch size at the first temperature, every other one at the first size."""
+    sizes, temperatures = decoding["batch_sizes"], decoding["temperatures"]
+    return [(size, temperatures[0]) for size in sizes] + [(sizes[0], other) for other in temperatures[1:]]
+
+
+def measure_all(
+    loaded: LoadedTarget,
+    drafts: Mapping[str, Draft],
+    prompts: Sequence[Prompt],
+    *,
+    decoding: Mapping,
+    verifier: Verifier,
+    block_size: int | None,
+    console: Console,
+) -> list[dict]:
+    """One measurement per condition and draft (label -> draft)."""
+    ids = [list(prompt.ids) for prompt in prompts]
+    limit, measurements = decoding["max_new_tokens"], []
+    for batch_size, temperature in conditions(decoding):
+        for label, draft in drafts.items():
+            what = f"decode, {label}, batch {batch_size}, T={temperature:g}"
+            with bar(console, what, unit="tokens") as advance:
+                done = _Counter(2 * limit * len(ids), advance)
+                measurements.append(
+                    measure(
+                        loaded.target,
+                        draft,
+                        ids,
+                        label=label,
+                        block_size=block_size,
+                        batch_size=batch_size,
+                        sampling=Sampling(temperature=temperature, seed=decoding["seed"]),
+                        verifier=verifier,
+                        max_new_tokens=limit,
+                        stop_token_ids=loaded.stop_token_ids,
+                        on_tokens=done.add,
+                    )
+                )
+                done.finish()
+    return measurements
+
+
+class _Counter:
+    """Tokens so far of at most ``total``: stop tokens may end prompts before the limit."""
+
+    def __init__(self, total: int, advance):
+        self.total, self.done, self.advance = total, 0, advance
+        advance(0, total)
+
+    def add(self, tokens: int) -> None:
+        self.done += tokens
+        self.advance(self.done, self.total)
+
+    def finish(self) -> None:
+        self.advance(self.done, self.done)
+
+
+def describe_target(loaded: LoadedTarget) -> dict:
+    """The report's section on the target."""
+    target = loaded.target
+    return {
+        "name": target.name,
+        "family": target.family,
+        "num_parameters": target.num_parameters,
+        "dtype": str(target.dtype).removeprefix("torch."),
+        "device": str(target.device),
+        "fingerprint": target.fingerprint(),
+        "mask_token_id": loaded.mask_token_id,
+        "stop_token_ids": list(loaded.stop_token_ids),
+    }
+
+
+def describe_draft(draft: Draft) -> dict:
+    """The report's section on the draft: its shape and size."""
+    return {**draft.shape.to_dict(), "num_parameters": draft.num_parameters}

@@ -1,0 +1,65 @@
+"""The top level of both configurations, as Hydra types it: a wrong key or type ends composition."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+
+@dataclass
+class TrainSchema:
+    """Top-level keys of train.py; groups are typed by what they build."""
+
+    task: Any = None
+    name: str = "dflash"
+    seed: int = 0
+    steps: int = 1
+    block_size: int = 8
+    num_anchors: int = 1
+    accumulate: int = 1
+    clip: float | None = 1.0
+    eval_every: int = 1
+    checkpoint_every: int = 1
+    resume: str | None = None
+    measure_untrained: bool = True
+    device: str = "cpu"
+    target: Any = None
+    target_facts: Any = None
+    draft: Any = None
+    objective: Any = None
+    data: Any = None
+    optimizer: Any = None
+    schedule: Any = None
+    trainer: Any = None
+    callbacks: Any = None
+    logger: Any = None
+    prompts: Any = None
+    decoding: Any = None
+    paths: Any = None
+
+
+@dataclass
+class EvaluateSchema:
+    """Top-level keys of evaluate.py."""
+
+    name: str = "evaluate"
+    checkpoint: str = "latest"
+    seed: int = 0
+    block_size: int | None = None
+    device: str = "cpu"
+    measure_untrained: bool = False
+    target: Any = None
+    target_facts: Any = None
+    prompts: Any = None
+    decoding: Any = None
+    paths: Any = None
+
+
+def register() -> None:
+    """Make the schemas and the resolver ``times`` known to Hydra; once, before composing."""
+    ConfigStore.instance().store(name="train_schema", node=TrainSchema)
+    ConfigStore.instance().store(name="evaluate_schema", node=EvaluateSchema)
+    OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
