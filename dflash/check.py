@@ -52,7 +52,9 @@ def find(config: Mapping, *, build: Callable[[Any, str], Any]) -> list[str]:
         findings += _draft(config, known, build)
         findings += _mask_token(known)
         findings += _training(config)
-    return list(dict.fromkeys([*findings, *_lengths(config, known)]))
+    findings += _lengths(config, known)
+    said = {finding.partition(": ")[0]: finding for finding in reversed(findings)}  # one finding for one value
+    return [finding for finding in dict.fromkeys(findings) if finding in said.values()]
 
 
 def _values(config: Mapping) -> Iterator[str]:

@@ -10,7 +10,17 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from dflash.evaluation.report import provenance
 
@@ -30,24 +40,18 @@ class Phases:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
 
 
-class _Rate(TextColumn):
+class _Rate(ProgressColumn):
     """Units per second."""
 
-    def render(self, task):
+    def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return self.get_table_column() and _rate_text(speed, task.fields["unit"])
-
-
-def _rate_text(speed: float | None, unit: str):
-    from rich.text import Text
-
-    return Text("" if speed is None else f"{speed:,.1f} {unit}/s", style="progress.data.speed")
+        return Text("" if speed is None else f"{speed:,.0f} {task.fields['unit']}/s")
 
 
 @contextmanager
 def bar(console: Console, what: str, *, unit: str, total: int | None = None) -> Iterator[Callable[[int, int], None]]:
     """A progress bar with rate and remaining time; yields ``advance_to(done, total)``."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(""))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate())
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task(what, total=total, unit=unit)
         yield lambda done, whole: progress.update(task, completed=done, total=whole)
@@ -62,16 +66,6 @@ def point_latest(outputs: str | Path, folder: Path) -> None:
         temporary.replace(link)
     except OSError:
         temporary.unlink(missing_ok=True)
-
-
-def newest_run(outputs: str | Path, name: str) -> Path:
-    """The newest run of this name that has a checkpoint. Raises ValueError if there is none."""
-    found = sorted((Path(outputs) / name).glob("*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        raise ValueError(
-            f"resume=auto: no run with checkpoints under {Path(outputs) / name}; leave resume out to start one"
-        )
-    return found[-1]
 
 
 def origin(command: str, *, seed: int, phases: Phases) -> dict:

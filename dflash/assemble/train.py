@@ -5,21 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from rich.console import Console
 
 from dflash.allocator import keep_freed_memory
 from dflash.assemble.data import DataRecipe
 from dflash.assemble.measuring import describe_draft, describe_target, measure_all, new_draft
 from dflash.assemble.parts import build_parts, members, ready_device
-from dflash.assemble.run import Phases, bar, newest_run, origin, point_latest
+from dflash.assemble.run import Phases, bar, origin, point_latest
 from dflash.compose import Run, write_config
+from dflash.data.modules import DistillationDataModule
 from dflash.evaluation.report import write_report
 from dflash.evaluation.tables import console_report
 from dflash.objective.objective import Objective
 from dflash.target.load import LoadedTarget
 from dflash.training.callbacks import AcceptanceEval
-from dflash.training.checkpoint import find_checkpoint, last_checkpoint, load_draft, make_contract
+from dflash.training.checkpoint import find_checkpoint, load_draft, make_contract
+from dflash.training.fitting import Callback, begin, fit, make_trainer, open_loggers, resume_from
 from dflash.training.module import DistillationModule
 
 TRAINED, UNTRAINED = "trained draft", "untrained draft"
@@ -29,13 +30,14 @@ def distil(settings: dict, run: Run) -> float | None:
     """Train a draft and measure it; the mean acceptance length (None on ranks above 0)."""
     parts = _parts(settings)
     ready_device(settings["device"])
-    resume = _resume(settings)
+    outputs = settings["paths"]["outputs"]
+    resume = resume_from(settings["resume"], outputs=outputs, name=settings["name"])
     if settings["device"] == "cpu":
         keep_freed_memory()
     run.folder.mkdir(parents=True, exist_ok=True)
     write_config(settings, run.folder / "config.yaml")
     console, phases = Console(), Phases()
-    L.seed_everything(settings["seed"], workers=True, verbose=False)
+    begin(settings["seed"])
     with phases("load target"):
         loaded: LoadedTarget = parts["target"]()
     prompts = parts["prompts"](tokenizer=loaded.tokenizer)
@@ -43,9 +45,19 @@ def distil(settings: dict, run: Run) -> float | None:
     with phases("prepare data"):
         data = _data(settings, parts["data"], loaded, console)
     callbacks = _callbacks(parts, loaded, [list(prompt.ids) for prompt in prompts], run.folder)
-    trainer = _trainer(settings, parts, callbacks, run.folder)
+    trainer = make_trainer(
+        parts["trainer"],
+        steps=settings["steps"],
+        callbacks=callbacks,
+        loggers=open_loggers(loggers_of(parts), config=settings, folder=run.folder),
+        folder=run.folder,
+    )
     with phases("train"):
-        _fit(trainer, module, data, resume=resume, run=run, outputs=settings["paths"]["outputs"])
+        try:
+            fit(trainer, module, data, resume=resume)
+        finally:  # whatever happened, the checkpoints written so far are those of the newest run
+            if trainer.is_global_zero and any((run.folder / "checkpoints").glob("*.ckpt")):
+                point_latest(outputs, run.folder)
     if not trainer.is_global_zero:
         return None
     with phases("measure"):
@@ -92,18 +104,10 @@ def plain_settings(settings: dict) -> dict[str, Any]:
 
 def _parts(settings: dict) -> dict[str, Any]:
     callbacks = {f"callbacks.{name}": None for name in ("acceptance", "checkpoints")}
-    others = members(settings, "callbacks", L.Callback).items() - {(key, L.Callback) for key in callbacks}
+    others = members(settings, "callbacks", Callback).items() - {(key, Callback) for key in callbacks}
     kinds = dict.fromkeys(("target", "draft", "optimizer", "schedule", "trainer", "prompts"))
     kinds |= {"objective": Objective, "data": DataRecipe, "decoding.verifier": object}
     return build_parts(settings, kinds | callbacks | dict(sorted(others)) | members(settings, "logger"))
-
-
-def _resume(settings: dict) -> Path | None:
-    if settings["resume"] is None:
-        return None
-    if settings["resume"] == "auto":
-        return newest_run(settings["paths"]["outputs"], settings["name"])
-    return last_checkpoint(settings["resume"])
 
 
 def _module(settings: dict, parts: dict, loaded: LoadedTarget) -> DistillationModule:
@@ -114,18 +118,13 @@ def _module(settings: dict, parts: dict, loaded: LoadedTarget) -> DistillationMo
         new_draft(shape, seed=settings["seed"]),
         parts["objective"],
         optimizer=parts["optimizer"],
-        schedule=partial_schedule(parts["schedule"]),
+        schedule=parts["schedule"],
         contract=make_contract(loaded, shape),
         **{name: settings[name] for name in names},
     )
 
 
-def partial_schedule(schedule):
-    """The schedule as a function of the number of steps."""
-    return lambda steps: schedule(steps)
-
-
-def _data(settings: dict, recipe: DataRecipe, loaded: LoadedTarget, console: Console) -> L.LightningDataModule:
+def _data(settings: dict, recipe: DataRecipe, loaded: LoadedTarget, console: Console) -> DistillationDataModule:
     with bar(console, "responses of the target", unit="prompts") as advance:
         documents = recipe.open(loaded, advance)
     pad = loaded.tokenizer.pad_token_id
@@ -137,48 +136,19 @@ def _data(settings: dict, recipe: DataRecipe, loaded: LoadedTarget, console: Con
     )
 
 
-def _callbacks(parts: dict, loaded: LoadedTarget, prompts: list[list[int]], folder: Path) -> list[L.Callback]:
+def _callbacks(parts: dict, loaded: LoadedTarget, prompts: list[list[int]], folder: Path) -> list[Callback]:
     """Acceptance first: the best checkpoint is chosen by what it has just measured."""
-    callbacks: list[L.Callback] = []
+    callbacks: list[Callback] = []
     if parts["callbacks.acceptance"] is not None:
         callbacks.append(parts["callbacks.acceptance"](loaded, prompts))
     if parts["callbacks.checkpoints"] is not None:
         callbacks += parts["callbacks.checkpoints"](folder=folder / "checkpoints")
-    return callbacks + [part for part in parts.values() if isinstance(part, L.Callback)]
+    return callbacks + [part for part in parts.values() if isinstance(part, Callback)]
 
 
-def loggers(parts: dict, settings: dict, folder: Path) -> list:
-    """The loggers, writing below ``folder``, with the whole configuration under one key."""
-    made = [part(save_dir=folder) for key, part in parts.items() if key.startswith("logger.") and part is not None]
-    for logger in made:
-        if hasattr(logger, "watch"):  # W&B alone
-            logger.experiment.config.update({"config": settings}, allow_val_change=True)
-    return made
-
-
-def _trainer(settings: dict, parts: dict, callbacks: list[L.Callback], folder: Path) -> L.Trainer:
-    return parts["trainer"](
-        max_steps=settings["steps"],
-        max_epochs=-1,
-        callbacks=callbacks,
-        logger=loggers(parts, settings, folder),
-        default_root_dir=folder,
-        enable_model_summary=False,
-        enable_progress_bar=any("progress" in key for key in parts if parts[key] is not None),
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-    )
-
-
-def _fit(trainer: L.Trainer, module, data, *, resume: Path | None, run: Run, outputs: str) -> None:
-    """Fit; whatever happens, checkpoints written so far become the newest run."""
-    checkpoints = run.folder / "checkpoints"
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=resume)
-        trainer.save_checkpoint(checkpoints / "last.ckpt")
-    finally:
-        if trainer.is_global_zero and any(checkpoints.glob("*.ckpt")):
-            point_latest(outputs, run.folder)
+def loggers_of(parts: dict) -> list:
+    """The logger factories among the parts."""
+    return [part for key, part in parts.items() if key.startswith("logger.") and part is not None]
 
 
 def _drafts(settings: dict, module: DistillationModule, loaded: LoadedTarget, folder: Path):

@@ -1,0 +1,119 @@
+"""experiment=tiny_target: trains the embedded target from scratch and writes it as a model folder of its own."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dflash.allocator import keep_freed_memory
+from dflash.assemble.parts import build_parts, members, ready_device
+from dflash.assemble.run import Phases
+from dflash.assemble.train import loggers_of
+from dflash.compose import Run, write_config
+from dflash.data.corpus import read_corpus
+from dflash.data.modules import PretrainDataModule
+from dflash.data.pretraining import held_out_rows, training_rows
+from dflash.evaluation.report import write_whole
+from dflash.target.families import build_model
+from dflash.target.tokenizer import train_tokenizer
+from dflash.training.fitting import Callback, begin, fit, make_trainer, open_loggers, periodic_checkpoints, resume_from
+from dflash.training.pretrain import PretrainModule
+
+
+def pretrain(
+    settings: dict,
+    run: Run,
+    *,
+    architecture,
+    vocab_size: int,
+    length: int,
+    batch_size: int,
+    corpus_root: str | None = None,
+    save_to: str | None = None,
+) -> float:
+    """Held-out bits per byte, negated: what a sweeper maximises.
+
+    architecture: a function of vocab_size, eos_token_id and pad_token_id. length: tokens per row. save_to: where the
+    model folder goes besides the run's own ``target``.
+    """
+    kinds = dict.fromkeys(("optimizer", "schedule", "trainer"))
+    parts = build_parts(settings, kinds | {"callbacks.progress": Callback} | members(settings, "logger"))
+    ready_device(settings["device"])
+    if settings["device"] == "cpu":
+        keep_freed_memory()
+    resume = resume_from(settings["resume"], outputs=settings["paths"]["outputs"], name=settings["name"])
+    write_config(settings, run.folder / "config.yaml")
+    phases = Phases()
+    begin(settings["seed"])
+    files = read_corpus(corpus_root)
+    tokenizer = train_tokenizer((f.text for f in files if not f.held_out), vocab_size=vocab_size)
+    model = build_model(
+        architecture(vocab_size=vocab_size, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    )
+    held_out, num_bytes = held_out_rows(files, tokenizer, length=length)
+    data = PretrainDataModule(
+        training_rows(files, tokenizer, length=length, seed=settings["seed"]),
+        held_out,
+        length=length,
+        batch_size=batch_size,
+        pad_id=tokenizer.pad_token_id,
+        seed=settings["seed"],
+        accumulate=settings["accumulate"],
+    )
+    module = PretrainModule(
+        model,
+        optimizer=parts["optimizer"],
+        schedule=parts["schedule"],
+        steps=settings["steps"],
+        held_out_bytes=num_bytes,
+    )
+    periodic = periodic_checkpoints(folder=run.folder / "checkpoints", every=settings["checkpoint_every"])
+    trainer = make_trainer(
+        parts["trainer"],
+        steps=settings["steps"],
+        callbacks=[periodic, *filter(None, [parts["callbacks.progress"]])],
+        loggers=open_loggers(loggers_of(parts), config=settings, folder=run.folder),
+        folder=run.folder,
+        validate_every=settings["eval_every"] * settings["accumulate"],
+        accumulate_grad_batches=settings["accumulate"],
+        gradient_clip_val=settings["clip"],
+    )
+    with phases("train"):
+        fit(trainer, module, data, resume=resume)
+        trainer.validate(module, datamodule=data, verbose=False)
+    bits = float(trainer.callback_metrics["held_out/bits_per_byte"])
+    facts = {
+        "corpus": f"Python standard library, {len(files)} files, {sum(f.held_out for f in files)} of them held out",
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "steps": f"{settings['steps']} of {batch_size * settings['accumulate']} rows of {length} tokens",
+        "held-out bits per byte": f"{bits:.4f} over {num_bytes:,} bytes",
+        "seed": settings["seed"],
+        "command": run.command,
+        "seconds of training": f"{phases.seconds['train']:,.0f}",
+    }
+    for folder in filter(None, [run.folder / "target", save_to]):
+        save_target(Path(folder), model, tokenizer, facts)
+    Console().print(f"{bits:.4f} held-out bits per byte; model in {save_to or run.folder / 'target'}", soft_wrap=True)
+    return -bits if math.isfinite(bits) else float("-inf")
+
+
+def save_target(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: dict) -> None:
+    """A model folder: weights in bf16 safetensors, configuration, tokenizer, and a card of ``facts``."""
+    model.to(torch.bfloat16).save_pretrained(folder)
+    model.float()
+    tokenizer.save_pretrained(folder)
+    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    write_whole(folder / "README.md", f"{CARD}\n| what | value |\n| --- | --- |\n{rows}\n")
+
+
+CARD = """\
+# A tiny gpt-oss target
+
+A `GptOssForCausalLM` with few parameters, trained by this repository as a real target for drafts: mixture of experts,
+attention sinks, sliding and full attention in turn, YaRN; byte-level BPE with harmony's special tokens, a reserved mask
+token and a chat template. It writes Python that looks right and does not run. Whole files were held out.
+"""
