@@ -60,7 +60,8 @@ class AutoregressiveDecoder:
                 keep = torch.tensor(alive, device=device)
                 running = [running[i] for i in alive]
                 token_B, position_B = token_B[keep], position_B[keep]
-                session.select(keep)
+                longest = max(len(prompts[row.index]) + len(row.tokens) for row in running) - 1
+                session.select(keep, longest=longest)
                 uniforms.select(keep)
             num_rounds += 1
             longest += 1

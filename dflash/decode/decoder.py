@@ -68,10 +68,11 @@ class SpeculativeDecoder:
             alive = [i for i, row in enumerate(running) if not row.stopped and len(row.tokens) < max_new_tokens]
             if not alive:
                 break
+            lengths = [len(prompts[running[i].index]) + len(running[i].tokens) for i in alive]
             if len(alive) < len(running):
-                batch.select(torch.tensor(alive, device=device))
+                batch.select(torch.tensor(alive, device=device), lengths)
                 running = [running[i] for i in alive]
-            emitted = batch.round([len(prompts[row.index]) + len(row.tokens) for row in running])
+            emitted = batch.round(lengths)
             num_rounds += 1
         done = clock(device)
         return [row.trace() for row in rows], DecodeTiming(prefilled - start, done - prefilled, num_rounds)
@@ -124,11 +125,15 @@ class _Batch:
         self.position_B = self.position_B + verdict.accepted_B + 1
         return gained
 
-    def select(self, rows: Tensor) -> None:
-        """Keep only these rows of the batch."""
-        self.target_session.select(rows)
+    def select(self, rows: Tensor, lengths: list[int]) -> None:
+        """Keep only these rows of the batch. ``lengths``: tokens each of them has so far, anchor included.
+
+        The longest row may be among those that leave; its length, past the limit perhaps, must not stay behind.
+        """
+        longest = max(lengths) - 1
+        self.target_session.select(rows, longest=longest)
         if self.draft_session is not None:
-            self.draft_session.select(rows)
+            self.draft_session.select(rows, longest=longest, ragged=len(set(lengths)) > 1)
         self.uniforms.select(rows)
         self.anchor_B, self.position_B = self.anchor_B[rows], self.position_B[rows]
 

@@ -59,9 +59,10 @@ class DraftSession:
             hidden = layer(hidden, rope, self._attend_to(buffers, masks[layer.window]))
         return self.draft.norm(hidden)
 
-    def select(self, rows: Tensor) -> None:
-        """Keep only these rows of the batch."""
+    def select(self, rows: Tensor, *, longest: int, ragged: bool) -> None:
+        """Keep only these rows of the batch; ``longest`` and ``ragged`` are those of the rows that stay."""
         self.lengths_B = self.lengths_B[rows]
+        self.longest, self.ragged = longest, ragged
         self.keys_values = [(key[rows], value[rows]) for key, value in self.keys_values]
 
     def _mask(self, positions_BK: Tensor, window: int | None) -> Tensor | None:

@@ -54,10 +54,14 @@ class TargetSession:
         self.lengths_B = self.lengths_B + counts_B
         self.longest = longest
 
-    def select(self, rows: Tensor) -> None:
-        """Keep only these rows of the batch (long [b]): finished rows leave and cost nothing."""
+    def select(self, rows: Tensor, *, longest: int) -> None:
+        """Keep only these rows of the batch (long [b]): finished rows leave and cost nothing.
+
+        ``longest`` is the longest of those that stay.
+        """
         self.cache.select(rows)
         self.lengths_B = self.lengths_B[rows]
+        self.longest = longest
 
     def _masks(self, slots_BQ: Tensor, used: int) -> dict[int | None, Tensor]:
         """Additive [B, 1, Q, used] per window: a token sees the slots up to its own, as far back as the window."""

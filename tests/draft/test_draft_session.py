@@ -71,7 +71,7 @@ def test_select_keeps_the_rows_named():
     taps, noise, hidden = trained_states(target, draft, plain_batch(ids))
     session = draft.open(3, capacity=LENGTH)
     session.extend(taps[:, :20], torch.tensor([20, 11, 16]), longest=20, ragged=True)
-    session.select(torch.tensor([2, 1]))
+    session.select(torch.tensor([2, 1]), longest=16, ragged=True)
     found = session.propose(torch.stack([noise[2, 16], noise[1, 11]]))
     torch.testing.assert_close(found, torch.stack([hidden[2, 16], hidden[1, 11]]), atol=5e-5, rtol=1e-4)
 

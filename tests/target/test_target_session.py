@@ -49,7 +49,7 @@ def test_select_keeps_the_rows_named(family):
     session = target.open(3, capacity=LENGTH + 8, taps=TAPS)
     session.advance(ids[:, :20])
     session.keep(torch.tensor([20, 4, 17]), longest=20)
-    session.select(torch.tensor([2, 0]))
+    session.select(torch.tensor([2, 0]), longest=20)
     assert session.lengths_B.tolist() == [17, 20]
     errors = rollback_walk(target, session, ids, features, seed=6, rows=[2, 0], lengths=[17, 20])
     assert max(float(error.abs().max()) for error in errors if error.numel()) < 5e-5
