@@ -1,14 +1,13 @@
-"""Callbacks: acceptance evaluation on fixed prompts every N optimizer steps, checkpoints, and the progress bar."""
+"""Callbacks: acceptance evaluation on fixed prompts every N optimizer steps, and the progress bar."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import RichProgressBar
 
 from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.decode.decoder import SpeculativeDecoder
@@ -138,45 +137,6 @@ class AcceptanceEval(L.Callback):
         trainer.callback_metrics.update({key: torch.tensor(value) for key, value in metrics.items()})
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
-
-
-class BestCheckpoint(L.Callback):
-    """checkpoints/best.ckpt: the draft with the highest mean acceptance length so far."""
-
-    def __init__(self, *, folder: str | Path):
-        self.path = Path(folder) / "best.ckpt"
-        self.best = float("-inf")
-        self._seen = 0
-
-    def state_dict(self) -> dict:
-        return {"best": self.best, "seen": self._seen}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.best, self._seen = state["best"], state["seen"]
-
-    def on_train_batch_end(self, trainer: L.Trainer, module, outputs, batch, batch_idx: int) -> None:
-        curve = next(c.curve for c in trainer.callbacks if isinstance(c, AcceptanceEval))
-        if len(curve) == self._seen:
-            return
-        self._seen = len(curve)
-        if curve[-1]["step"] > 0 and curve[-1]["mean"] > self.best:
-            self.best = curve[-1]["mean"]
-            trainer.save_checkpoint(self.path)
-
-
-def checkpoints(*, folder: str | Path, every: int, keep: int = 1) -> list[L.Callback]:
-    """best.ckpt by acceptance; step-<n>.ckpt every ``every`` steps (the newest ``keep``, -1 for all) and last.ckpt."""
-    periodic = ModelCheckpoint(
-        dirpath=folder,
-        filename="step-{step}",
-        auto_insert_metric_name=False,
-        every_n_train_steps=every,
-        save_top_k=keep,
-        monitor="step",
-        mode="max",
-        save_last=True,
-    )
-    return [BestCheckpoint(folder=folder), periodic]
 
 
 class ProgressBar(RichProgressBar):

@@ -57,6 +57,11 @@ class DistillationModule(L.LightningModule):
         self._micro_batches = 0
         self._sums: dict[str, list[torch.Tensor]] = {}
 
+    @property
+    def at_step_border(self) -> bool:
+        """Whether no micro-batch of an unfinished step is held: where checkpoints are exact."""
+        return self._micro_batches == 0
+
     def on_fit_start(self):
         self.draft.train()
 

@@ -1,0 +1,1 @@
+"""Decoding: the speculative decoder, the autoregressive baseline, sampling and verification."""

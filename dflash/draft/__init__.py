@@ -1,0 +1,1 @@
+"""The trainable draft: its shape, taps, layouts, attention, layers and decoding session."""

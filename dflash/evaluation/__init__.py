@@ -1,0 +1,1 @@
+"""Acceptance statistics, measurements by real decoding, and reports."""

@@ -1,0 +1,1 @@
+"""The loss: terms, weightings and the normaliser, chunked over the vocabulary."""

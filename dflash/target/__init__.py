@@ -1,0 +1,1 @@
+"""The frozen target: loading, features, logits, and decoding sessions over a slot cache."""
