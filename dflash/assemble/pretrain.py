@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dflash.allocator import keep_freed_memory
 from dflash.assemble.parts import build_parts, members, ready_device
@@ -22,6 +22,9 @@ from dflash.target.families import build_model
 from dflash.target.tokenizer import train_tokenizer
 from dflash.training.fitting import Callback, begin, fit, make_trainer, open_loggers, periodic_checkpoints, resume_from
 from dflash.training.pretrain import PretrainModule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def pretrain(

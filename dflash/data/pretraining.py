@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from dflash.data.corpus import SourceFile, exercises
 from dflash.data.documents import Document
 from dflash.data.pack import Row, pack, split_document
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def training_rows(files: list[SourceFile], tokenizer: PreTrainedTokenizerBase, *, length: int, seed: int) -> list[Row]:

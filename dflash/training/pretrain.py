@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from dflash.target.masks import additive, packed_causal
 from dflash.types import TokenBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def next_token_losses(model: PreTrainedModel, batch: TokenBatch) -> tuple[Tensor, Tensor]:
