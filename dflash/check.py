@@ -49,7 +49,7 @@ def find(config: Mapping, *, build: Callable[[Any, str], Any]) -> list[str]:
     known, more = _target(config)
     findings += more
     if "draft" in config:
-        findings += _draft(config, known, build)
+        findings += _draft(config, known, build, findings)
         findings += _mask_token(known)
         findings += _training(config)
     findings += _lengths(config, known)
@@ -136,12 +136,12 @@ def _dims_of(values: Mapping) -> tuple[SimpleNamespace, tuple[int, ...]]:
     return dims, tuple(stop if isinstance(stop, list) else [] if stop is None else [stop])
 
 
-def _draft(config: Mapping, known: Knowns, build: Callable[[Any, str], Any]) -> list[str]:
+def _draft(config: Mapping, known: Knowns, build: Callable[[Any, str], Any], said: list[str]) -> list[str]:
     """What the draft's own shape function says, to each of its values apart, so that none hides another."""
     draft, findings, rules = config["draft"], [], {}
     for name in ("taps", "layout"):
-        if "???" in draft[name].values():
-            continue  # found to be missing before
+        if "???" in draft[name].values() or any(finding.startswith(f"draft.{name}.") for finding in said):
+            continue  # its values have a finding already
         try:
             rules[name] = build(draft[name], f"draft.{name}")
         except ValueError as error:
@@ -164,7 +164,9 @@ def _draft(config: Mapping, known: Knowns, build: Callable[[Any, str], Any]) -> 
             findings.append(str(error))
         except TypeError:
             pairs = ", ".join(f"draft.{key}={value}" for key, value in change.items() if key not in rules)
-            findings.append(f"{pairs or 'draft.taps'}: not a value that the draft takes; see --cfg job for an example")
+            findings.append(
+                f"{pairs or 'draft.taps'}: not a key and value that a draft takes; see --cfg job for those there are"
+            )
     return findings
 
 
@@ -199,6 +201,8 @@ def _training(config: Mapping) -> Iterator[str]:
             f"callbacks.acceptance.decode_every={every}: must be a multiple of eval_every={at}; try "
             f"callbacks.acceptance.decode_every={at * max(1, round(every / at))}"
         )
+    if select(config, "callbacks.checkpoints.keep") == 0:
+        yield "callbacks.checkpoints.keep=0: must be at least 1, or -1 for all; try callbacks.checkpoints.keep=1"
     gpu = select(config, "trainer.accelerator") in ("gpu", "cuda")
     if gpu != (config["device"] == "cuda"):
         yield (

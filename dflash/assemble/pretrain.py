@@ -87,6 +87,7 @@ def pretrain(
     )
     with phases("train"):
         fit(trainer, module, data, resume=resume)
+        trainer.save_checkpoint(run.folder / "checkpoints" / "last.ckpt")
         trainer.validate(module, datamodule=data, verbose=False)
     bits = float(trainer.callback_metrics["held_out/bits_per_byte"])
     facts = {

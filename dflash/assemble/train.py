@@ -28,7 +28,7 @@ TRAINED, UNTRAINED = "trained draft", "untrained draft"
 
 def distil(settings: dict, run: Run) -> float | None:
     """Train a draft and measure it; the mean acceptance length (None on ranks above 0)."""
-    parts = _parts(settings)
+    parts = train_parts(settings)
     ready_device(settings["device"])
     outputs = settings["paths"]["outputs"]
     resume = resume_from(settings["resume"], outputs=outputs, name=settings["name"])
@@ -102,7 +102,7 @@ def plain_settings(settings: dict) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if not isinstance(value, dict)}
 
 
-def _parts(settings: dict) -> dict[str, Any]:
+def train_parts(settings: dict) -> dict[str, Any]:
     callbacks = {f"callbacks.{name}": None for name in ("acceptance", "checkpoints")}
     others = members(settings, "callbacks", Callback).items() - {(key, Callback) for key in callbacks}
     kinds = dict.fromkeys(("target", "draft", "optimizer", "schedule", "trainer", "prompts"))
@@ -142,7 +142,7 @@ def _callbacks(parts: dict, loaded: LoadedTarget, prompts: list[list[int]], fold
     if parts["callbacks.acceptance"] is not None:
         callbacks.append(parts["callbacks.acceptance"](loaded, prompts))
     if parts["callbacks.checkpoints"] is not None:
-        callbacks += parts["callbacks.checkpoints"](folder=folder / "checkpoints")
+        callbacks.append(parts["callbacks.checkpoints"](folder=folder / "checkpoints"))
     return callbacks + [part for part in parts.values() if isinstance(part, Callback)]
 
 

@@ -6,10 +6,11 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -67,7 +68,8 @@ def launch(main: Callable[[], Any], *, config_name: str) -> int:
 def composition_findings(config_name: str, overrides: Sequence[str]) -> list[str]:
     """What is wrong with a command line that does not compose: each override is tried on top of the good ones."""
     good, findings = [], []
-    with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+    ready = GlobalHydra.instance().is_initialized()
+    with nullcontext() if ready else hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         for override in sorted(overrides, key=lambda o: not is_group(o)):
             try:
                 hydra.compose(config_name, overrides=[*good, override])

@@ -76,9 +76,8 @@ def make_trainer(
 
 
 def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, *, resume: Path | None) -> None:
-    """Fit, and leave checkpoints/last.ckpt at the very last step."""
+    """Fit, from the start or from a checkpoint, whose contents are data and never code."""
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt")
 
 
 def periodic_checkpoints(*, folder: Path, every: int) -> L.Callback:
