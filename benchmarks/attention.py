@@ -1,0 +1,180 @@
+"""Time and peak memory of the draft's training attention: two pieces against the dense form, and flex on a GPU.
+
+    python benchmarks/attention.py [--json PATH] [--device cuda] [--cases 512x64 2048x256] [--repeats 5]
+
+One layer, forward and backward, its mask included. Repeats of the forms take turns, so that a busy machine slows all
+of them alike; medians are compared. Peak memory is what the run adds to the inputs: on a CPU the growth of the
+resident set (ru_maxrss) of a process forked for this one run, on a GPU the allocator's peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from dflash.draft.attention import BlockAttention, Dense, Flex, TwoPiece
+from dflash.draft.mask import BlockGeometry
+
+FORMS: dict[str, Callable[[], BlockAttention]] = {"two pieces": TwoPiece, "dense": Dense, "flex": Flex}
+CASES = ("512x32", "512x64", "512x128", "1024x64", "1024x128", "2048x128")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of one measurement. ``length``: tokens of context in a row."""
+
+    length: int
+    num_anchors: int
+    batch_size: int
+    block_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    device: str
+
+
+def build(case: Case):
+    """(geometry, query, context keys and values, block keys and values) from a fixed seed."""
+    generator = torch.Generator().manual_seed(0)
+    B, S, A, K = case.batch_size, case.length, case.num_anchors, case.block_size
+
+    def tensor(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, case.head_dim, generator=generator).to(case.device).requires_grad_()
+
+    anchors = torch.stack([torch.randperm(S - 1, generator=generator)[:A].sort().values + 1 for _ in range(B)])
+    geometry = BlockGeometry(
+        positions_BS=torch.arange(S).expand(B, S).to(case.device),
+        positions_BAK=(anchors[..., None] + torch.arange(K)).to(case.device),
+        documents_BS=torch.zeros(B, S, dtype=torch.long, device=case.device),
+        block_documents_BA=torch.zeros(B, A, dtype=torch.long, device=case.device),
+        anchors_BA=anchors.to(case.device),
+        block_size=K,
+    )
+    context = tensor(B, S, case.num_kv_heads), tensor(B, S, case.num_kv_heads)
+    block = tensor(B, A, K, case.num_kv_heads), tensor(B, A, K, case.num_kv_heads)
+    return geometry, tensor(B, A, K, case.num_heads), context, block
+
+
+def run_once(attention: BlockAttention, inputs) -> float:
+    """Seconds of one forward and backward."""
+    geometry, query, context, block = inputs
+    cuda = query.device.type == "cuda"
+    if cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    mask = attention.prepare(geometry, {None})[None]
+    attention(query, context, block, mask).square().sum().backward()
+    if cuda:
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    for tensor in (query, *context, *block):
+        tensor.grad = None
+    return seconds
+
+
+def measure_times(case: Case, forms: list[str], repeats: int) -> dict[str, list[float]]:
+    """Seconds of every repeat, the forms taking turns, after one run of each that does not count."""
+    inputs = build(case)
+    attentions = {name: FORMS[name]() for name in forms}
+    for attention in attentions.values():
+        run_once(attention, inputs)
+    seconds = {name: [] for name in forms}
+    for _ in range(repeats):
+        for name, attention in attentions.items():
+            seconds[name].append(run_once(attention, inputs))
+    return seconds
+
+
+def measure_memory(case: Case, form: str) -> float:
+    """MiB that one forward and backward adds to its inputs at its peak."""
+    inputs, attention = build(case), FORMS[form]()
+    if case.device == "cuda":
+        run_once(attention, inputs)  # compiles, where there is something to compile
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run_once(attention, inputs)
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run_once(attention, inputs)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def apart(function: Callable, *arguments):
+    """``function(*arguments)`` in a process of its own. The parent never computes, so forking it is safe."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def measure(case: Case, forms: list[str], repeats: int) -> dict:
+    """What is reported of one case."""
+    where = apart if case.device == "cpu" else lambda function, *arguments: function(*arguments)
+    times = where(measure_times, case, forms, repeats)
+    results = {
+        form: {
+            "seconds": times[form],
+            "median_seconds": statistics.median(times[form]),
+            "peak_mib": where(measure_memory, case, form),
+        }
+        for form in forms
+    }
+    dense = results["dense"]
+    for result in results.values():
+        result["speed_against_dense"] = dense["median_seconds"] / result["median_seconds"]
+        result["memory_against_dense"] = result["peak_mib"] / dense["peak_mib"]
+    return {"case": asdict(case), "results": results}
+
+
+def table(records: list[dict]) -> str:
+    """One line per case and form."""
+    lines = [f"{'length':>6} {'anchors':>7}  {'form':<10} {'ms':>9} {'speed':>7} {'peak MiB':>9} {'memory':>7}"]
+    for record in records:
+        case = record["case"]
+        for form, result in record["results"].items():
+            lines.append(
+                f"{case['length']:>6} {case['num_anchors']:>7}  {form:<10} {result['median_seconds'] * 1e3:>9.1f} "
+                f"{result['speed_against_dense']:>6.2f}x {result['peak_mib']:>9.1f} "
+                f"{result['memory_against_dense']:>6.2f}x"
+            )
+    return "\n".join([*lines, "speed and memory: against the dense form of the same case"])
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", type=Path, help="write every figure here")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--cases", nargs="+", default=CASES, help="context length x anchors, such as 2048x256")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--block-size", type=int, default=8)
+    parser.add_argument("--num-heads", type=int, default=4)
+    parser.add_argument("--num-kv-heads", type=int, default=2)
+    parser.add_argument("--head-dim", type=int, default=64)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse()
+    forms = ["two pieces", "dense"] + (["flex"] if options.device == "cuda" else [])
+    shared = ("batch_size", "block_size", "num_heads", "num_kv_heads", "head_dim", "device")
+    records = []
+    for number, name in enumerate(options.cases, 1):
+        length, anchors = map(int, name.split("x"))
+        print(f"case {number} of {len(options.cases)}: {length} tokens, {anchors} anchors", flush=True)
+        case = Case(length, anchors, **{key: getattr(options, key) for key in shared})
+        records.append(measure(case, forms, options.repeats))
+    if options.json is not None:
+        options.json.write_text(json.dumps({"torch": torch.__version__, "records": records}, indent=2) + "\n")
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()
