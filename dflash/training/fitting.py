@@ -25,14 +25,19 @@ _NOISE = (
     ".*does not have many workers.*",
     ".*`training_step` returned `None`.*",
 )
+_TALKATIVE = (
+    "lightning.pytorch.trainer.connectors.checkpoint_connector",
+    "lightning.pytorch.utilities.rank_zero",
+    "huggingface_hub.utils._http",  # each retry towards a hub that cannot be reached; the error says it once
+)
 
 
 def begin(seed: int) -> None:
     """Seed every global generator, and silence what libraries say of every run."""
     for message in _NOISE:
         warnings.filterwarnings("ignore", message=message)
-    for name in ("lightning.pytorch.trainer.connectors.checkpoint_connector", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     L.seed_everything(seed, workers=True, verbose=False)
 
 

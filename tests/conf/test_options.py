@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import string
 from collections.abc import Iterator, Mapping
 
 import pytest
+import yaml
 from hydra.utils import get_object
 
 from dflash.assemble.train import train_parts
@@ -111,3 +113,11 @@ def test_evaluate_takes_its_target_from_the_run(option, evaluation):
     assert plain["target"]["dtype"] == "bfloat16"  # nothing of evaluate.py's own says so
     for key, node in nodes(plain):
         bind(key, node)
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate"])
+def test_help_fills_in(script):
+    """Hydra substitutes into the template; a stray dollar sign would break --help."""
+    template = yaml.safe_load((CONF / "hydra" / f"{script}.yaml").read_text())["help"]["template"]
+    text = string.Template(template).substitute(APP_CONFIG_GROUPS="GROUPS", FLAGS_HELP="", CONFIG="")
+    assert "GROUPS" in text and f'eval "$(python {script}.py -sc install=bash)"' in text
