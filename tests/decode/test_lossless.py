@@ -16,7 +16,7 @@ from dflash.draft.layout import alternating_layout, full_layout
 
 BLOCK_SIZES = (1, 2, 4, 8, 16)
 PROMPTS = random_prompts((3, 11, 7, 30))
-NEW_TOKENS = 24
+NEW_TOKENS = 20
 SCRIPTS = {"perfect": perfect, "always wrong": always_wrong, "patchy": patchy}
 
 
@@ -46,9 +46,14 @@ def decode(target, draft, prompts, block_size: int, stops):
     return decoder.generate(prompts, max_new_tokens=NEW_TOKENS, stop_token_ids=stops)[0]
 
 
+@cache
+def baseline_of(target, stops):
+    return AutoregressiveDecoder(target).generate(PROMPTS, max_new_tokens=NEW_TOKENS, stop_token_ids=stops)[0]
+
+
 def check(target, draft, one_row, block_size: int, stops):
     """The batch equals the baseline and each row equals itself alone; returns the traces."""
-    baseline, _ = AutoregressiveDecoder(target).generate(PROMPTS, max_new_tokens=NEW_TOKENS, stop_token_ids=stops)
+    baseline = baseline_of(target, stops)
     traces = decode(target, draft, PROMPTS, block_size, stops)
     for row, (trace, plain) in enumerate(zip(traces, baseline, strict=True)):
         assert (trace.tokens, trace.stopped) == (plain.tokens, plain.stopped), f"row {row}"
