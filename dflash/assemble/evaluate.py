@@ -21,7 +21,6 @@ def evaluate(settings: dict, run: Run) -> float:
     step = read_checkpoint(checkpoint)["global_step"]
     if settings["device"] == "cpu":
         keep_freed_memory()
-    run.folder.mkdir(parents=True, exist_ok=True)
     write_config(settings, run.folder / "config.yaml")
     console, phases = Console(), Phases()
     with phases("load"):

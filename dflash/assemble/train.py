@@ -34,7 +34,6 @@ def distil(settings: dict, run: Run) -> float | None:
     resume = resume_from(settings["resume"], outputs=outputs, name=settings["name"])
     if settings["device"] == "cpu":
         keep_freed_memory()
-    run.folder.mkdir(parents=True, exist_ok=True)
     write_config(settings, run.folder / "config.yaml")
     console, phases = Console(), Phases()
     begin(settings["seed"])

@@ -43,7 +43,8 @@ def _number(text: str) -> Any:
 
 
 def write_config(config: dict, path: Path) -> None:
-    """The plain configuration as YAML."""
+    """The plain configuration as YAML; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
 
 

@@ -72,6 +72,7 @@ def make_trainer(
         logger=loggers,
         default_root_dir=folder,
         enable_model_summary=False,
+        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),  # else Lightning adds its own
         enable_progress_bar=any(isinstance(c, L.pytorch.callbacks.ProgressBar) for c in callbacks),
         num_sanity_val_steps=0,
         check_val_every_n_epoch=None,
