@@ -112,7 +112,7 @@ def test_evaluation_takes_target_and_draft_from_the_run(smoke, compose):
 
 
 def test_pretraining_writes_a_model_folder(compose, library):
-    values = ["steps=2", "eval_every=2", "checkpoint_every=1", "callbacks=quiet", "+task.architecture.num_layers=2"]
+    values = ["steps=2", "eval_every=2", "checkpoint_every=1", "callbacks=quiet", "+task.architecture.num_layers=4"]
     sizes = ["task.vocab_size=300", "task.length=64", "task.batch_size=4", f"task.corpus_root={library}"]
     settings, run = compose("train", "target/1", "experiment=tiny_target", *values, *sizes)
     task = build(settings["task"], "task")
@@ -120,7 +120,7 @@ def test_pretraining_writes_a_model_folder(compose, library):
     bits = -task(settings, run)
     card = (run.folder / "target" / "README.md").read_text()
     assert 0 < bits < 12 and f"{bits:.4f}" in card and (run.folder / "checkpoints" / "last.ckpt").is_file()
-    overrides = ["target=local", f"target.path={run.folder / 'target'}"]
+    overrides = ["target=local", "draft.taps.count=1", f"target.path={run.folder / 'target'}"]
     loaded = build(compose("train", "unused", *overrides)[0]["target"], "target")()
     assert loaded.tokenizer.mask_token_id == loaded.mask_token_id and loaded.target.dims.vocab_size == 300
 
