@@ -105,16 +105,18 @@ def train_parts(settings: dict) -> dict[str, Any]:
     callbacks = {f"callbacks.{name}": None for name in ("acceptance", "checkpoints")}
     others = members(settings, "callbacks", Callback).items() - {(key, Callback) for key in callbacks}
     kinds = dict.fromkeys(("target", "draft", "optimizer", "schedule", "trainer", "prompts"))
-    kinds |= {"objective": Objective, "data": DataRecipe, "decoding.verifier": object}
+    kinds |= {"objective": Objective, "data": DataRecipe, "decoding.verifier": object, "attention": object}
     return build_parts(settings, kinds | callbacks | dict(sorted(others)) | members(settings, "logger"))
 
 
 def _module(settings: dict, parts: dict, loaded: LoadedTarget) -> DistillationModule:
     shape = parts["draft"](loaded.target.dims, block_size=settings["block_size"], mask_token_id=loaded.mask_token_id)
     names = ("steps", "num_anchors", "seed", "accumulate", "clip")
+    draft = new_draft(shape, seed=settings["seed"])
+    draft.attention = parts["attention"]
     return DistillationModule(
         loaded.target,
-        new_draft(shape, seed=settings["seed"]),
+        draft,
         parts["objective"],
         optimizer=parts["optimizer"],
         schedule=parts["schedule"],

@@ -34,6 +34,7 @@ class TrainSchema:
     optimizer: Any = None
     schedule: Any = None
     trainer: Any = None
+    attention: Any = None
     callbacks: Any = None
     logger: Any = None
     prompts: Any = None
