@@ -19,7 +19,7 @@ class BlockGeometry:
     """Where context tokens and slots stand. positions_BS and positions_BAK: absolute positions for RoPE.
 
     documents_BS: document of each context token. block_documents_BA: document of each block, -2 where invalid (no
-    context token has that id). index_BAK and anchors_BA: row indices of slots and anchors.
+    context token has that id). anchors_BA: row index of each anchor.
     """
 
     positions_BS: Tensor

@@ -21,7 +21,6 @@ _NOISE = (
     ".*exists and is not empty.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*overridden `transfer_batch_to_device`.*",
-    ".*ModelCheckpoint with manual optimization.*",
     ".*does not have many workers.*",
     ".*`training_step` returned `None`.*",
 )
