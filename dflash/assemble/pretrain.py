@@ -48,6 +48,7 @@ def pretrain(
     ready_device(settings["device"])
     if settings["device"] == "cpu":
         keep_freed_memory()
+        torch.set_flush_denormal(True)  # averages of gradients of rare tokens fade into numbers that cost a trap each
     resume = resume_from(settings["resume"], outputs=settings["paths"]["outputs"], name=settings["name"])
     write_config(settings, run.folder / "config.yaml")
     phases = Phases()
@@ -57,6 +58,7 @@ def pretrain(
     model = build_model(
         architecture(vocab_size=vocab_size, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     )
+    model.set_experts_implementation("eager")  # the fastest of transformers' for training on a CPU
     held_out, num_bytes = held_out_rows(files, tokenizer, length=length)
     data = PretrainDataModule(
         training_rows(files, tokenizer, length=length, seed=settings["seed"]),

@@ -21,7 +21,7 @@ from transformers import (
 def gpt_oss_config(
     *,
     vocab_size: int,
-    num_layers: int = 6,
+    num_layers: int = 8,
     hidden_size: int = 192,
     intermediate_size: int = 160,
     num_experts: int = 4,

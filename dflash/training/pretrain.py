@@ -10,6 +10,7 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dflash.target.masks import additive, packed_causal
 from dflash.types import TokenBatch
@@ -24,15 +25,26 @@ def next_token_losses(model: PreTrainedModel, batch: TokenBatch) -> tuple[Tensor
     Column 0 and the first token of every document are not counted: nothing stands before them.
     """
     window = model.config.sliding_window
-    dtype = model.dtype
+    device = batch.ids_BS.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
     masks = {
         "full_attention": additive(packed_causal(batch.documents_BS), dtype),
         "sliding_attention": additive(packed_causal(batch.documents_BS, window), dtype),
     }
-    out = model(input_ids=batch.ids_BS, attention_mask=masks, position_ids=batch.positions_BS, use_cache=False)
-    nll = F.cross_entropy(out.logits[:, :-1].flatten(0, 1).float(), batch.ids_BS[:, 1:].flatten(), reduction="none")
-    nll_BS = F.pad(nll.view(batch.ids_BS.shape[0], -1), (1, 0))
-    return nll_BS, (batch.documents_BS >= 0) & (batch.positions_BS > 0)
+    hidden_BSH = model.base_model(
+        input_ids=batch.ids_BS, attention_mask=masks, position_ids=batch.positions_BS, use_cache=False
+    ).last_hidden_state
+    head = model.get_output_embeddings()
+    # Row by row with recomputation: the logits of a whole batch fall out of the cache and cost more than their product.
+    nll = [
+        checkpoint(_row_losses, head, hidden_SH[:-1], ids_S[1:], use_reentrant=False)
+        for hidden_SH, ids_S in zip(hidden_BSH, batch.ids_BS, strict=True)
+    ]
+    return F.pad(torch.stack(nll), (1, 0)), (batch.documents_BS >= 0) & (batch.positions_BS > 0)
+
+
+def _row_losses(head: nn.Module, hidden_SH: Tensor, labels_S: Tensor) -> Tensor:
+    return F.cross_entropy(head(hidden_SH).float(), labels_S, reduction="none")
 
 
 class PretrainModule(L.LightningModule):
