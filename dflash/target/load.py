@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from dflash.target.attention import FUSED, register_fused
 from dflash.target.families import FAMILIES, build_model
 from dflash.target.target import Target, TargetDims, dims_of
 from dflash.target.tokenizer import train_tokenizer
@@ -50,7 +51,8 @@ def local_target(
     """A causal language model and its tokenizer from a folder or a hub id.
 
     mask_token_id: default the tokenizer's own mask token. attention, experts: transformers' implementation names
-    (experts matters for mixtures only). Raises ValueError, when called, for anything that cannot be loaded.
+    (experts matters for mixtures only), or attention "fused", ours for inference with sinks (``target.attention``).
+    Raises ValueError, when called, for anything that cannot be loaded.
     """
     return lambda: _load(path, dtype, device, mask_token_id, revision, attention, experts)
 
@@ -88,6 +90,8 @@ def _load(
             f"target.device={device!r}: no CUDA GPU is visible here; use a GPU machine or target.device=cpu"
         )
     options: dict[str, Any] = {"revision": revision} if revision else {}
+    if attention == FUSED:
+        register_fused()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         model = AutoModelForCausalLM.from_pretrained(

@@ -1,0 +1,46 @@
+"""Attention of decoding targets in one fused call, for families with sinks (gpt-oss) and without.
+
+transformers computes gpt-oss attention eagerly only: keys repeated for every query head, scores in memory, a dozen
+small operations a layer. Here query heads that share keys become one longer query, and a sink becomes one more key of
+zeros whose score is the sink, so that torch's fused attention does the rest. ``target.attention=fused`` chooses it.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+FUSED = "fused"  # a name with "flash" in it would send transformers to look for flash kernels
+
+
+def fused_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    s_aux: Tensor | None = None,
+    **_,
+) -> tuple[Tensor, None]:
+    """query [B, N, Q, D], key and value [B, G, S, D], attention_mask additive [B, 1, Q, S], s_aux: sinks [N] or None
+    -> ([B, Q, N, D], None). For inference: no dropout."""
+    B, N, Q, D = query.shape
+    G = key.shape[1]
+    R = N // G
+    grouped = query.reshape(B, G, R * Q, D)
+    mask = attention_mask.expand(B, 1, Q, -1).unsqueeze(2).expand(B, G, R, Q, -1)
+    if s_aux is not None:
+        # one more key of zeros and value of zeros: its score is what the mask adds, the sink of the query's head
+        key, value = F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1))
+        mask = F.pad(mask, (0, 1))
+        mask[..., -1] = s_aux.to(mask.dtype).view(1, G, R, 1)
+    out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask.reshape(B, G, R * Q, -1), scale=scaling)
+    return out.view(B, N, Q, D).transpose(1, 2).contiguous(), None
+
+
+def register_fused() -> None:
+    """Make ``fused_attention`` known to transformers under its name."""
+    AttentionInterface.register(FUSED, fused_attention)
