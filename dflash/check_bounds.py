@@ -8,23 +8,29 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Bound:
-    """low..high, ``low`` itself included unless ``above``; ``example`` is a value that works."""
+    """low..high, ``low`` itself included unless ``above``; ``whole``: no fractions; ``example``: a value that works."""
 
     low: float
     example: Any
     high: float | None = None
     above: bool = False
+    whole: bool = False
 
     def holds(self, value: Any) -> bool:
         """False for anything that is no number, too."""
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
+        if self.whole and value != int(value):
+            return False
         return (value > self.low if self.above else value >= self.low) and (self.high is None or value <= self.high)
 
     def __str__(self) -> str:
+        number = "a whole number" if self.whole else "a number"
+        if self.high is not None and not self.above:
+            return f"{number} between {self.low} and {self.high}"
         if self.high is not None:
-            return f"a number between {self.low} and {self.high}"
-        return f"a number above {self.low}" if self.above else f"a number of at least {self.low}"
+            return f"{number} above {self.low} and at most {self.high}"
+        return f"{number} above {self.low}" if self.above else f"{number} of at least {self.low}"
 
 
 _COMMON = {
@@ -80,6 +86,9 @@ BOUNDS = _COMMON | {
     "decoding.max_new_tokens": Bound(2, 128),
     "decoding.batch_sizes": Bound(1, 1),
     "decoding.temperatures": Bound(0, 0.0),
+    "decoding.top_k": Bound(1, 50, whole=True),
+    "decoding.top_p": Bound(0, 0.95, high=1, above=True),
+    "decoding.min_p": Bound(0, 0.05, high=1),
     "trainer.log_every_n_steps": Bound(1, 10),
 }
 PRETRAINING = {
@@ -100,4 +109,5 @@ CHOICES = {
     "trainer.accelerator": ("cpu", "gpu", "cuda"),
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
 }
-NULLABLE = ("clip", "count", "max_tokens", "block_size", "resume", "gamma", "experts", "name", "revision")
+_CUTS = ("top_k", "top_p", "min_p")
+NULLABLE = ("clip", "count", "max_tokens", "block_size", "resume", "gamma", "experts", "name", "revision", *_CUTS)

@@ -30,6 +30,12 @@ def conditions(decoding: Mapping) -> list[tuple[int, float]]:
     return [(size, temperatures[0]) for size in sizes] + [(sizes[-1], other) for other in temperatures[1:]]
 
 
+def sampling_of(decoding: Mapping, temperature: float) -> Sampling:
+    """How conf ``decoding`` chooses tokens at ``temperature``. Raises ValueError for values out of bounds."""
+    cuts = {key: decoding[key] for key in ("top_k", "top_p", "min_p")}
+    return Sampling(temperature=temperature, seed=decoding["seed"], **cuts)
+
+
 def measure_all(
     loaded: LoadedTarget,
     drafts: Mapping[str, Draft],
@@ -61,7 +67,7 @@ def measure_all(
                         label=label,
                         block_size=block_size,
                         batch_size=batch_size,
-                        sampling=Sampling(temperature=temperature, seed=decoding["seed"]),
+                        sampling=sampling_of(decoding, temperature),
                         verifier=verifier,
                         max_new_tokens=limit,
                         stop_token_ids=loaded.stop_token_ids,

@@ -8,23 +8,34 @@ by match gives token for token what the autoregressive loop samples.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dflash.target.warpers import Warper, make_warper
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy. Raises ValueError for a negative one."""
+    """temperature 0 is greedy, and then nothing else matters. top_k, top_p, min_p: ``make_warper``; None is off.
+
+    Raises ValueError for values out of bounds.
+    """
 
     temperature: float = 0.0
     seed: int = 0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    _warp: Warper | None = field(init=False, repr=False, compare=False, default=None)
 
     def __post_init__(self):
         if self.temperature < 0:
             raise ValueError(f"decoding.temperature={self.temperature}: must be 0 (greedy) or above")
+        warp = make_warper(top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
+        object.__setattr__(self, "_warp", warp)  # frozen: the one way to keep what the values make
 
     @property
     def greedy(self) -> bool:
@@ -32,7 +43,8 @@ class Sampling:
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """[..., V] float64, so that inverse-CDF sampling is exact to far below one in a million."""
-        return (logits.double() / self.temperature).softmax(-1)
+        scaled = logits.double() / self.temperature
+        return (scaled if self._warp is None else self._warp(scaled)).softmax(-1)
 
     def choose(self, logits: Tensor, uniforms: Tensor | None) -> Tensor:
         """[..., V] -> long [...]: argmax, or the inverse CDF at ``uniforms`` [...]."""

@@ -54,7 +54,7 @@ def test_wrong_types_do_not_hide_other_findings(settings):
 @pytest.mark.parametrize(
     ("overrides", "key", "words"),
     [
-        (["taps=explicit", "draft.taps.layers=[1,5]"], "draft.taps", "cannot be tapped"),
+        (["taps=explicit", "draft.taps.layers=[1,7]"], "draft.taps", "cannot be tapped"),
         (["draft.num_heads=3", "draft.num_kv_heads=2"], "draft.num_kv_heads=2", "does not divide"),
         (["draft.head_dim=7"], "draft.head_dim=7", "even"),
         (["target.mask_token_id=4096"], "target.mask_token_id=4096", "between 0 and 4095"),
@@ -72,6 +72,9 @@ def test_wrong_types_do_not_hide_other_findings(settings):
         (["block_size=1"], "block_size=1", "at least 2"),
         (["data.prompts.chat_fraction=1.5"], "data.prompts.chat_fraction=1.5", "between 0 and 1"),
         (["decoding.temperatures=[]"], "decoding.temperatures=[]", "at least one"),
+        (["decoding.top_k=2.5"], "decoding.top_k=2.5", "a whole number of at least 1"),
+        (["decoding.top_p=0"], "decoding.top_p=0", "above 0 and at most 1"),
+        (["decoding.min_p=1.5"], "decoding.min_p=1.5", "between 0 and 1"),
         (["logger=wandb", "logger.wandb.mode=of"], "logger.wandb.mode=of", "offline"),
         (["target.path=/nowhere"], "target.path=/nowhere", "config.json"),
     ],

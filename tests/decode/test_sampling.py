@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -17,16 +18,18 @@ from dflash.types import Proposal, Verdict
 
 PROMPTS = random_prompts((3, 11, 7, 20))
 WARM = Sampling(temperature=1.0, seed=5)
+CUT = Sampling(temperature=1.0, seed=5, top_k=40, top_p=0.95, min_p=0.02)
 
 
+@pytest.mark.parametrize("sampling", [WARM, CUT], ids=["whole", "cut"])
 @pytest.mark.parametrize("block_size", [1, 4, 8])
 @pytest.mark.parametrize("family", ["gpt_oss", "qwen3"])
-def test_match_repeats_the_baselines_samples(family, block_size):
+def test_match_repeats_the_baselines_samples(family, block_size, sampling):
     target = tiny_target(family)
     draft = tiny_draft(target)
     options = {"max_new_tokens": 20, "stop_token_ids": (5, 6, 7), "first_index": 30}
-    baseline, _ = AutoregressiveDecoder(target, sampling=WARM).generate(PROMPTS, **options)
-    decoder = SpeculativeDecoder(target, draft, block_size=block_size, sampling=WARM, verifier=Match())
+    baseline, _ = AutoregressiveDecoder(target, sampling=sampling).generate(PROMPTS, **options)
+    decoder = SpeculativeDecoder(target, draft, block_size=block_size, sampling=sampling, verifier=Match())
     assert [trace.tokens for trace in decoder.generate(PROMPTS, **options)[0]] == [trace.tokens for trace in baseline]
     greedy, _ = AutoregressiveDecoder(target).generate(PROMPTS, **options)
     assert baseline != greedy
@@ -69,44 +72,81 @@ def test_temperature_zero_is_greedy_under_either_verifier(verifier):
 
 VOCABULARY, TOKENS, SAMPLES = 8, 3, 6000
 PROMPT = [1, 5, 2, 6]
+CUTS = {
+    "whole": {},
+    "top-k": {"top_k": 3},
+    "top-p": {"top_p": 0.8},
+    "min-p": {"min_p": 0.15},
+    "all": {"top_k": 6, "top_p": 0.9, "min_p": 0.1},
+}
+WARMTH = 0.7
 
 
 @pytest.fixture(scope="module")
 def small():
-    """(target over 8 tokens, draft, exact probability of every continuation of 3 tokens), at temperature 0.7."""
+    """(target over 8 tokens, draft, every continuation of 3 tokens, the target's logits before each of them)."""
     target = tiny_target("qwen3", vocab_size=VOCABULARY, sharpness=12.0)
     continuations = list(itertools.product(range(VOCABULARY), repeat=TOKENS))
     ids = torch.tensor([PROMPT + list(tokens) for tokens in continuations])
     logits = target.logits(target.features(plain_batch(ids), (0,), with_last=True).last_BSH)
-    logs = (logits.double() / 0.7).log_softmax(-1)[:, len(PROMPT) - 1 : -1]
-    chosen = logs.gather(-1, ids[:, len(PROMPT) :, None])[..., 0]
-    return target, tiny_draft(target, block_size=4), chosen.sum(-1).exp()
+    return target, tiny_draft(target, block_size=4), ids[:, len(PROMPT) :], logits[:, len(PROMPT) - 1 : -1]
 
 
-def deviation(small, verifier) -> float:
+def cut_by_hand(logits: list[float], *, top_k=None, top_p=None, min_p=None) -> list[float]:
+    """Probabilities at temperature 0.7 with the cuts applied one after the other, token by token."""
+    weights = {token: math.exp((logit - max(logits)) / WARMTH) for token, logit in enumerate(logits)}
+    order = sorted(weights, key=weights.get, reverse=True)
+    order = order[:top_k]
+    if top_p is not None:
+        total, kept = sum(weights[token] for token in order), []
+        while sum(weights[token] for token in kept) < top_p * total:
+            kept.append(order[len(kept)])
+        order = kept
+    if min_p is not None:
+        order = [token for token in order if weights[token] >= min_p * weights[order[0]]]
+    total = sum(weights[token] for token in order)
+    return [weights[token] / total if token in order else 0.0 for token in range(len(logits))]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_cuts_are_those_written_out_by_hand(small, cut):
+    logits_CTV = small[3]
+    got = Sampling(temperature=WARMTH, **CUTS[cut]).probabilities(logits_CTV)
+    for logits, probabilities in zip(logits_CTV[::37, 1].tolist(), got[::37, 1].tolist(), strict=True):
+        assert probabilities == pytest.approx(cut_by_hand(logits, **CUTS[cut]), abs=1e-6)
+    assert got.dtype == torch.float64
+    assert bool((got == 0).any()) == (cut != "whole")
+
+
+def deviation(small, verifier, cut: str = "whole") -> float:
     """Pearson's chi-square of the sampled continuations, as a standard normal (Wilson and Hilferty, 1931)."""
-    target, draft, exact = small
+    target, draft, continuations, logits_CTV = small
+    steps = torch.tensor([[cut_by_hand(step, **CUTS[cut]) for step in steps] for steps in logits_CTV.tolist()])
+    exact = steps.double().gather(-1, continuations[..., None])[..., 0].prod(-1)
     assert float(exact.sum()) == pytest.approx(1.0, abs=1e-5)
-    sampling = Sampling(temperature=0.7, seed=11)
+    sampling = Sampling(temperature=WARMTH, seed=11, **CUTS[cut])
     decoder = SpeculativeDecoder(target, draft, block_size=4, sampling=sampling, verifier=verifier)
     traces, _ = decoder.generate([PROMPT] * SAMPLES, max_new_tokens=TOKENS)
     assert len({trace.lengths for trace in traces}) > 1  # accepted and rejected proposals
     ids = torch.tensor([trace.tokens for trace in traces])
     cells = (ids * VOCABULARY ** torch.arange(TOKENS - 1, -1, -1)).sum(-1)
     counts = cells.bincount(minlength=len(exact)).double()
+    assert not bool(counts[exact == 0].any()), "a token was sampled that is cut"
     expected = exact * SAMPLES
     rare = expected < 5
     counts = torch.cat([counts[~rare], counts[rare].sum()[None]])
     expected = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    counts, expected = counts[expected > 0], expected[expected > 0]
     freedom = len(counts) - 1
-    assert freedom > 50
+    assert freedom > 12
     chi_square = float(((counts - expected) ** 2 / expected).sum())
     return ((chi_square / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / (2 / (9 * freedom)) ** 0.5
 
 
+@pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("verifier", [Match(), Rejection()], ids=["match", "rejection"])
-def test_samples_have_the_targets_joint_distribution(small, verifier):
-    assert abs(deviation(small, verifier)) < 3.5
+def test_samples_have_the_targets_joint_distribution(small, verifier, cut):
+    assert abs(deviation(small, verifier, cut)) < 3.5
 
 
 class NoResidual(Rejection):
@@ -161,6 +201,18 @@ def test_random_numbers_depend_on_seed_prompt_stream_and_position_alone():
     assert Uniforms(Sampling(), indices=range(1), length=1, device=torch.device("cpu")).at("target", zero, 1) is None
 
 
-def test_a_negative_temperature_is_refused():
-    with pytest.raises(ValueError, match=r"decoding\.temperature=-1"):
-        Sampling(temperature=-1)
+WRONG_VALUES = [
+    ("temperature", -1),
+    ("top_k", 0),
+    ("top_k", 2.5),
+    ("top_p", 0.0),
+    ("top_p", 1.5),
+    ("min_p", -0.1),
+    ("min_p", 2),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG_VALUES)
+def test_values_out_of_bounds_are_refused(key, value):
+    with pytest.raises(ValueError, match=rf"decoding\.{key}={value}: must be"):
+        Sampling(**{key: value})
