@@ -88,21 +88,48 @@ class LossTerms:
 
 
 @dataclass(frozen=True)
+class Tree:
+    """How P proposals hang together: node 0 is the anchor, node i proposal i - 1; K = P + 1. No two siblings hold the
+    same token.
+
+    parents_BP: long, node of each proposal's parent, always a lower number. depths_BK: long, tokens behind the anchor,
+    which has depth 0. visible_BKK: bool, [b, i, j] where node j is node i or an ancestor of it. max_depth: no node lies
+    deeper.
+    """
+
+    parents_BP: Tensor
+    depths_BK: Tensor
+    visible_BKK: Tensor
+    max_depth: int
+
+
+@dataclass(frozen=True)
 class Proposal:
-    """A draft's block for every row: tokens_BP long (P = K - 1 proposals) and, for rejection sampling,
-    probabilities_BPV (the distribution each was drawn from), else None."""
+    """What a draft proposes for every row: tokens_BP long, a chain or, with ``tree``, a tree.
+
+    probabilities_BPV: the distribution each token was drawn from (rejection sampling). counts_B: long, how many leading
+    proposals of a chain each row really makes; None: all. expected_B: tokens the draft's own probabilities promise,
+    bonus included, where they were asked.
+    """
 
     tokens_BP: Tensor
     probabilities_BPV: Tensor | None = None
+    tree: Tree | None = None
+    counts_B: Tensor | None = None
+    expected_B: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Verdict:
     """The target's judgement of a proposal: accepted_B long in 0..P (proposals kept) and bonus_B long (the
-    target's own next token)."""
+    target's own next token).
+
+    path_BL: of a tree, long, the node at each depth of the accepted path, the anchor first; any node behind its end.
+    """
 
     accepted_B: Tensor
     bonus_B: Tensor
+    path_BL: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -111,11 +138,16 @@ class DecodeTrace:
 
     tokens: generated ids, stop token included. lengths: tokens really emitted in each round (bonus included; the
     first token, which the prefill decides, belongs to no round). stopped: a stop token ended it.
+
+    Not compared, since they may depend on the batch: nodes, the proposals that the target's pass of each round held;
+    expected, tokens that the draft's probabilities promised for it, empty where the verifier did not ask.
     """
 
     tokens: tuple[int, ...]
     lengths: tuple[int, ...]
     stopped: bool
+    nodes: tuple[int, ...] = field(default=(), compare=False)
+    expected: tuple[float, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)

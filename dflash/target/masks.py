@@ -16,6 +16,24 @@ def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
+def tree_over_slots(
+    slots_BK: Tensor, positions_BK: Tensor, visible_BKK: Tensor, *, num_used: int, window: int | None = None
+) -> Tensor:
+    """bool [B, 1, K, num_used]: the nodes of a tree stand at ``slots_BK``, behind each row's own tokens.
+
+    A node sees its ancestors, itself and all tokens of its row, at most ``window`` positions back. Slot and position
+    are the same for tokens, not for nodes.
+    """
+    index = torch.arange(num_used, device=slots_BK.device)
+    B, K = slots_BK.shape
+    tokens_BKU = (index < slots_BK[:, :1])[:, None].expand(B, K, num_used)
+    seen_BKU = tokens_BKU.scatter(2, slots_BK[:, None].expand(B, K, K), visible_BKK)
+    if window is not None:
+        positions_BU = index.expand(B, num_used).scatter(1, slots_BK, positions_BK)
+        seen_BKU = seen_BKU & (positions_BK[..., None] - positions_BU[:, None] < window)
+    return seen_BKU[:, None]
+
+
 def packed_causal(documents_BS: Tensor, window: int | None = None) -> Tensor:
     """bool [B, 1, S, S]: causal inside each document, at most ``window`` tokens back (own position included).
 
