@@ -14,14 +14,14 @@ from dflash.assemble.parts import build_parts, members, ready_device
 from dflash.assemble.run import Phases
 from dflash.assemble.train import loggers_of
 from dflash.compose import Run, write_config
-from dflash.data.corpus import read_corpus
+from dflash.data.corpus import SourceFile, read_corpus
 from dflash.data.modules import PretrainDataModule
 from dflash.data.pretraining import held_out_rows, training_rows
 from dflash.evaluation.report import write_whole
 from dflash.target.families import build_model
 from dflash.target.tokenizer import train_tokenizer
 from dflash.training.fitting import Callback, begin, fit, make_trainer, open_loggers, periodic_checkpoints, resume_from
-from dflash.training.pretrain import PretrainModule
+from dflash.training.pretrain import PretrainModule, held_out_bits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,6 +44,7 @@ def pretrain(
     model folder goes besides the run's own ``target``.
     """
     kinds = dict.fromkeys(("optimizer", "schedule", "trainer"))
+    kinds = dict.fromkeys(("optimizer", "schedule", "trainer"))
     parts = build_parts(settings, kinds | {"callbacks.progress": Callback} | members(settings, "logger"))
     ready_device(settings["device"])
     if settings["device"] == "cpu":
@@ -59,6 +60,38 @@ def pretrain(
         architecture(vocab_size=vocab_size, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     )
     model.set_experts_implementation("eager")  # the fastest of transformers' for training on a CPU
+    data, num_bytes = _data(settings, files, tokenizer, length=length, batch_size=batch_size)
+    module = PretrainModule(
+        model,
+        optimizer=parts["optimizer"],
+        schedule=parts["schedule"],
+        steps=settings["steps"],
+        held_out_bytes=num_bytes,
+    )
+    trainer = _trainer(settings, parts, run.folder)
+    with phases("train"):
+        fit(trainer, module, data, resume=resume)
+        trainer.save_checkpoint(run.folder / "checkpoints" / "last.ckpt")
+    with phases("held out"):  # of what is saved: weights rounded to bf16, computed in fp32
+        model.to(torch.bfloat16).float()
+        bits = held_out_bits(model, data.held_out_batches(), num_bytes=num_bytes)
+    facts = {
+        "corpus": f"Python standard library, {len(files)} files, {sum(f.held_out for f in files)} of them held out",
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "steps": f"{settings['steps']} of {batch_size * settings['accumulate']} rows of {length} tokens",
+        "held-out bits per byte": f"{bits:.4f} over {num_bytes:,} bytes (windows of {length} tokens, half a stride)",
+        "seed": settings["seed"],
+        "command": run.command,
+        "seconds of training": f"{phases.seconds['train']:,.0f}",
+    }
+    for folder in filter(None, [run.folder / "target", save_to]):
+        save_target(Path(folder), model, tokenizer, facts)
+    Console().print(f"{bits:.4f} held-out bits per byte; model in {save_to or run.folder / 'target'}", soft_wrap=True)
+    return -bits if math.isfinite(bits) else float("-inf")
+
+
+def _data(settings: dict, files: list[SourceFile], tokenizer: PreTrainedTokenizerBase, *, length: int, batch_size: int):
+    """(data module, bytes of the held-out files)."""
     held_out, num_bytes = held_out_rows(files, tokenizer, length=length)
     data = PretrainDataModule(
         training_rows(files, tokenizer, length=length, seed=settings["seed"]),
@@ -69,42 +102,21 @@ def pretrain(
         seed=settings["seed"],
         accumulate=settings["accumulate"],
     )
-    module = PretrainModule(
-        model,
-        optimizer=parts["optimizer"],
-        schedule=parts["schedule"],
-        steps=settings["steps"],
-        held_out_bytes=num_bytes,
-    )
-    periodic = periodic_checkpoints(folder=run.folder / "checkpoints", every=settings["checkpoint_every"])
-    trainer = make_trainer(
+    return data, num_bytes
+
+
+def _trainer(settings: dict, parts: dict, folder: Path):
+    periodic = periodic_checkpoints(folder=folder / "checkpoints", every=settings["checkpoint_every"])
+    return make_trainer(
         parts["trainer"],
         steps=settings["steps"],
         callbacks=[periodic, *filter(None, [parts["callbacks.progress"]])],
-        loggers=open_loggers(loggers_of(parts), config=settings, folder=run.folder),
-        folder=run.folder,
+        loggers=open_loggers(loggers_of(parts), config=settings, folder=folder),
+        folder=folder,
         validate_every=settings["eval_every"] * settings["accumulate"],
         accumulate_grad_batches=settings["accumulate"],
         gradient_clip_val=settings["clip"],
     )
-    with phases("train"):
-        fit(trainer, module, data, resume=resume)
-        trainer.save_checkpoint(run.folder / "checkpoints" / "last.ckpt")
-        trainer.validate(module, datamodule=data, verbose=False)
-    bits = float(trainer.callback_metrics["held_out/bits_per_byte"])
-    facts = {
-        "corpus": f"Python standard library, {len(files)} files, {sum(f.held_out for f in files)} of them held out",
-        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "steps": f"{settings['steps']} of {batch_size * settings['accumulate']} rows of {length} tokens",
-        "held-out bits per byte": f"{bits:.4f} over {num_bytes:,} bytes",
-        "seed": settings["seed"],
-        "command": run.command,
-        "seconds of training": f"{phases.seconds['train']:,.0f}",
-    }
-    for folder in filter(None, [run.folder / "target", save_to]):
-        save_target(Path(folder), model, tokenizer, facts)
-    Console().print(f"{bits:.4f} held-out bits per byte; model in {save_to or run.folder / 'target'}", soft_wrap=True)
-    return -bits if math.isfinite(bits) else float("-inf")
 
 
 def save_target(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: dict) -> None:

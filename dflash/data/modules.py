@@ -139,12 +139,15 @@ class PretrainDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         return _train_loader(self, self.rows)
 
-    def val_dataloader(self) -> DataLoader:
-        batches: list[TokenBatch] = [
+    def held_out_batches(self) -> list[TokenBatch]:
+        """The held-out windows in order."""
+        return [
             collate(self.held_out_rows[i : i + self.batch_size], length=self.length, pad_id=self.pad_id)
             for i in range(0, len(self.held_out_rows), self.batch_size)
         ]
-        return DataLoader(batches, batch_size=None, shuffle=False, collate_fn=_as_it_is)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.held_out_batches(), batch_size=None, shuffle=False, collate_fn=_as_it_is)
 
 
 class _PackedSource:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 import lightning as L
@@ -45,6 +45,17 @@ def next_token_losses(model: PreTrainedModel, batch: TokenBatch) -> tuple[Tensor
 
 def _row_losses(head: nn.Module, hidden_SH: Tensor, labels_S: Tensor) -> Tensor:
     return F.cross_entropy(head(hidden_SH).float(), labels_S, reduction="none")
+
+
+@torch.no_grad()
+def held_out_bits(model: PreTrainedModel, batches: Iterable[TokenBatch], *, num_bytes: int) -> float:
+    """Bits per byte over windows that overlap: only the tokens a window was made for (``supervised``) are scored."""
+    model.eval()
+    nats = 0.0
+    for batch in batches:
+        nll_BS, counted_BS = next_token_losses(model, batch.to(model.device))
+        nats += nll_BS[counted_BS & batch.supervised_BS.to(model.device)].double().sum().item()
+    return nats / math.log(2) / num_bytes
 
 
 class PretrainModule(L.LightningModule):
