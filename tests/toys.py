@@ -13,7 +13,9 @@ from dflash.target.families import FAMILIES, build_model
 from dflash.target.target import Target
 from dflash.types import TokenBatch
 
-ATTENTION_FAMILIES = ("gpt_oss", "qwen3", "qwen3_moe", "llama")
+ATTENTION_FAMILIES = ("gpt_oss", "qwen3", "qwen3_moe", "llama", "mistral", "gemma2", "gemma3")
+HYBRID_FAMILIES = ("qwen3_next", "qwen3_5", "lfm2")  # recurrent layers between those of attention
+TARGET_FAMILIES = ATTENTION_FAMILIES + HYBRID_FAMILIES
 VOCABULARY = 64
 MASK = VOCABULARY - 1
 TAPS = (0, 1, 2)

@@ -23,10 +23,13 @@ def fused_attention(
     scaling: float,
     dropout: float = 0.0,
     s_aux: Tensor | None = None,
+    softcap: float | None = None,
     **_,
 ) -> tuple[Tensor, None]:
     """query [B, N, Q, D], key and value [B, G, S, D], attention_mask additive [B, 1, Q, S], s_aux: sinks [N] or None
-    -> ([B, Q, N, D], None). For inference: no dropout."""
+    -> ([B, Q, N, D], None). For inference: no dropout. ValueError for soft-capped scores (Gemma 2)."""
+    if softcap is not None:
+        raise ValueError(f"target.attention={FUSED}: it cannot cap scores at {softcap}; use target.attention=eager")
     B, N, Q, D = query.shape
     G = key.shape[1]
     R = N // G

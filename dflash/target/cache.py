@@ -6,9 +6,11 @@ through transformers' cache interface.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
 
 
 class SlotLayer(CacheLayerMixin):
@@ -45,6 +47,13 @@ class SlotLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         return self.owner.capacity
 
+    def move(self, from_BL: Tensor, to_BL: Tensor) -> None:
+        """Copy what stands at slots ``from_BL`` to slots ``to_BL``."""
+        for buffer in (self.keys, self.values):
+            B, heads, _, D = buffer.shape
+            index = from_BL[:, None, :, None].expand(B, heads, from_BL.shape[1], D)
+            scatter_slots(buffer, buffer.gather(2, index), to_BL)
+
     def select(self, rows: Tensor) -> None:
         """Keep only these rows of the batch."""
         if self.is_initialized:
@@ -52,10 +61,14 @@ class SlotLayer(CacheLayerMixin):
 
 
 class SlotCache(Cache):
-    """One SlotLayer per decoder layer, all writing at the slots last given to ``write_at``."""
+    """One SlotLayer per decoder layer, all writing at the slots last given to ``write_at``.
 
-    def __init__(self, *, num_layers: int, capacity: int):
-        super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
+    states: by layer index, what the layers that have no slots keep; ``Recurrence`` looks after those.
+    """
+
+    def __init__(self, *, num_layers: int, capacity: int, states: Mapping[int, LinearAttentionLayer] | None = None):
+        states = states or {}
+        super().__init__(layers=[states[i] if i in states else SlotLayer(self) for i in range(num_layers)])
         self.capacity = capacity
         self.slots_BQ: Tensor | None = None
         self.num_used = 0
@@ -64,10 +77,17 @@ class SlotCache(Cache):
         """The next update writes at ``slots_BQ`` and sees slots 0 .. num_used - 1."""
         self.slots_BQ, self.num_used = slots_BQ, num_used
 
+    def move(self, from_BL: Tensor, to_BL: Tensor) -> None:
+        """Copy what stands at slots ``from_BL`` to slots ``to_BL``, in every layer."""
+        for layer in self.layers:
+            if isinstance(layer, SlotLayer):
+                layer.move(from_BL, to_BL)
+
     def select(self, rows: Tensor) -> None:
         """Keep only these rows of the batch."""
         for layer in self.layers:
-            layer.select(rows)
+            if isinstance(layer, SlotLayer):
+                layer.select(rows)
 
 
 def scatter_slots(buffer: Tensor, states: Tensor, slots_BQ: Tensor) -> None:

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
     GptOssConfig,
+    Lfm2Config,
     LlamaConfig,
+    MistralConfig,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
     Qwen3NextConfig,
@@ -103,20 +108,64 @@ def tiny_llama(vocab_size: int) -> LlamaConfig:
     return LlamaConfig(**_dense(vocab_size))
 
 
-def tiny_qwen3_next(vocab_size: int) -> Qwen3NextConfig:
-    """Qwen3-Next: recurrent layers between attention layers; decoding it needs more than overwriting slots."""
-    return Qwen3NextConfig(
+def tiny_mistral(vocab_size: int) -> MistralConfig:
+    """Mistral's first: every layer slides, and the configuration has no layer types to say so."""
+    return MistralConfig(**_dense(vocab_size), head_dim=8, sliding_window=16)
+
+
+def tiny_gemma2(vocab_size: int) -> Gemma2Config:
+    """Gemma 2: scaled embeddings, soft caps on attention scores and on logits, sliding and full layers in turn."""
+    return Gemma2Config(
         **_dense(vocab_size),
         head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=16,
+        attn_logit_softcapping=5.0,
+        final_logit_softcapping=3.0,  # small, so that leaving it out shows
+    )
+
+
+def tiny_gemma3(vocab_size: int) -> Gemma3TextConfig:
+    """Gemma 3, text: scaled embeddings, QK-norm, one full layer in four here, a rotary base per layer type."""
+    return Gemma3TextConfig(
+        **_dense(vocab_size), head_dim=8, query_pre_attn_scalar=8, sliding_window=16, sliding_window_pattern=4
+    )
+
+
+def tiny_qwen3_next(vocab_size: int) -> Qwen3NextConfig:
+    """Qwen3-Next: three recurrent layers (gated delta rule) to one of attention, mixture of experts."""
+    return Qwen3NextConfig(
+        **_dense(vocab_size),
+        **_DELTA,
         num_experts=4,
         num_experts_per_tok=2,
         moe_intermediate_size=16,
         shared_expert_intermediate_size=16,
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-        linear_key_head_dim=8,
-        linear_value_head_dim=8,
     )
+
+
+def tiny_qwen3_5(vocab_size: int) -> Qwen3_5TextConfig:
+    """Qwen3.5, text: the same layers, dense."""
+    return Qwen3_5TextConfig(
+        **_dense(vocab_size),
+        **_DELTA,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 0, 0]},
+    )
+
+
+def tiny_lfm2(vocab_size: int) -> Lfm2Config:
+    """LFM2: short convolutions, whose state is their last inputs, between layers of attention."""
+    types = ["conv", "full_attention", "conv", "full_attention"]
+    return Lfm2Config(**_dense(vocab_size), layer_types=types, block_auto_adjust_ff_dim=False)
+
+
+_DELTA = {
+    "head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 
 
 def _dense(vocab_size: int) -> dict:
@@ -140,5 +189,10 @@ FAMILIES = {
     "qwen3": tiny_qwen3,
     "qwen3_moe": tiny_qwen3_moe,
     "llama": tiny_llama,
+    "mistral": tiny_mistral,
+    "gemma2": tiny_gemma2,
+    "gemma3": tiny_gemma3,
     "qwen3_next": tiny_qwen3_next,
+    "qwen3_5": tiny_qwen3_5,
+    "lfm2": tiny_lfm2,
 }

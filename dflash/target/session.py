@@ -1,7 +1,7 @@
 """A target session: one batch of sequences being decoded, each row at its own length.
 
 ``advance`` runs the target over the next tokens of every row, ``keep`` says how many of them really happened. What is
-not kept is undone for free: its slots are written over by the next advance.
+not kept is undone: its slots are written over by the next advance, recurrent layers replay (``Recurrence``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from dflash.target.cache import SlotCache, as_slots, capacity_error
-from dflash.target.masks import additive
+from dflash.target.layers import fresh_states
+from dflash.target.masks import additive, tree_over_slots
+from dflash.target.recurrent import Recurrence
+from dflash.types import Tree
 
 if TYPE_CHECKING:
     from dflash.target.target import Target
@@ -25,13 +28,17 @@ class TargetSession:
         self.target = target
         self.capacity = capacity
         self.taps = taps
-        self.cache = SlotCache(num_layers=target.dims.num_layers, capacity=capacity)
+        recurrent = target.plan.recurrent
+        self.cache = SlotCache(
+            num_layers=target.dims.num_layers, capacity=capacity, states=fresh_states(target.config, recurrent)
+        )
+        self.recurrence = Recurrence(self.cache, target.blocks, recurrent)
         self.lengths_B = torch.zeros(batch_size, dtype=torch.long, device=target.device)
         self.longest = 0  # max of lengths_B on the host, so that no step has to ask the device
 
     @torch.no_grad()
-    def advance(self, ids_BQ: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Run the target over the next Q tokens of every row.
+    def advance(self, ids_BQ: Tensor, *, tree: Tree | None = None) -> tuple[Tensor, Tensor | None]:
+        """Run the target over the next Q tokens of every row, which follow each other or form a ``tree``.
 
         Returns (hidden_BQH after the final norm, taps_BQTH or None without taps). Rows shorter than Q are padded at
         the end by the caller, who then keeps fewer. Raises ValueError past the capacity.
@@ -42,17 +49,27 @@ class TargetSession:
             raise capacity_error(used, self.capacity)
         slots_BQ = as_slots(self.lengths_B, Q)
         self.cache.write_at(slots_BQ, num_used=used)
-        return self.target.run_cached(
-            ids_BQ, positions_BQ=slots_BQ, masks=self._masks(slots_BQ, used), cache=self.cache, taps=self.taps
-        )
+        if tree is None:
+            positions_BQ, masks = slots_BQ, self._masks(slots_BQ, used)
+        else:
+            positions_BQ = self.lengths_B[:, None] + tree.depths_BK
+            masks = self._tree_masks(slots_BQ, positions_BQ, tree, used)
+        with self.recurrence.advancing(ids_BQ):
+            return self.target.run_cached(
+                ids_BQ, positions_BQ=positions_BQ, masks=masks, cache=self.cache, taps=self.taps
+            )
 
-    def keep(self, counts_B: Tensor, *, longest: int) -> None:
-        """Of the last advance, row b's first counts_B[b] tokens happened.
+    def keep(self, counts_B: Tensor, *, longest: int, path_BL: Tensor | None = None) -> None:
+        """Of the last advance, row b's first counts_B[b] tokens happened; of a tree, the first of ``path_BL[b]``.
 
-        ``longest`` is the longest row after that; the caller knows it from its one host sync per round.
+        A path's keys and values move together, so that slot and position are the same again. ``longest`` is the longest
+        row after that; the caller knows it from its one host sync per round.
         """
+        if path_BL is not None:
+            self.cache.move(self.lengths_B[:, None] + path_BL, as_slots(self.lengths_B, path_BL.shape[1]))
         self.lengths_B = self.lengths_B + counts_B
         self.longest = longest
+        self.recurrence.keep(counts_B)
 
     def select(self, rows: Tensor, *, longest: int) -> None:
         """Keep only these rows of the batch (long [b]): finished rows leave and cost nothing.
@@ -60,6 +77,7 @@ class TargetSession:
         ``longest`` is the longest of those that stay.
         """
         self.cache.select(rows)
+        self.recurrence.select(rows)
         self.lengths_B = self.lengths_B[rows]
         self.longest = longest
 
@@ -69,5 +87,15 @@ class TargetSession:
         causal = distance >= 0
         return {
             window: additive(causal if window is None else causal & (distance < window), self.target.dtype)
+            for window in self.target.windows
+        }
+
+    def _tree_masks(self, slots_BQ: Tensor, positions_BQ: Tensor, tree: Tree, used: int) -> dict[int | None, Tensor]:
+        """Additive [B, 1, Q, used] per window: a node sees its ancestors and its row's tokens."""
+        return {
+            window: additive(
+                tree_over_slots(slots_BQ, positions_BQ, tree.visible_BKK, num_used=used, window=window),
+                self.target.dtype,
+            )
             for window in self.target.windows
         }

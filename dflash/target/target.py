@@ -16,12 +16,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dflash.target.cache import SlotCache
+from dflash.target.documents import by_document
+from dflash.target.layers import plan_layers
 from dflash.target.masks import additive, packed_causal
+from dflash.target.rollback import check_rollback
 from dflash.target.session import TargetSession
 from dflash.types import TargetFeatures, TokenBatch
 
-# Settings of families whose logits are not simply lm_head(hidden); decoding them needs more than this class does.
-_UNSUPPORTED = ("final_logit_softcapping", "logit_scale", "logits_scaling", "embedding_multiplier")
+# Settings of families whose embeddings or logits are made in ways that ``embed`` and ``logits`` do not follow.
+_UNSUPPORTED = ("logit_scale", "logits_scaling", "embedding_multiplier", "use_bidirectional_attention")
+# For targets without rotary positions: a draft has them all the same.
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 
 
 @dataclass(frozen=True)
@@ -44,21 +49,25 @@ class Target:
     """A frozen causal language model, in eval mode and its own dtype.
 
     Raises ValueError for architectures whose cache cannot be rolled back or whose logits it cannot reproduce.
+    ``plan``: what its layers keep between passes, and the masks they need.
     """
 
     def __init__(self, model: PreTrainedModel, *, name: str):
         config = model.config.get_text_config()
         _check_supported(config, name)
+        self.plan = plan_layers(config, name)
+        self.windows = self.plan.windows
         self.model = model.eval().requires_grad_(False)
         self.config = config
         self.name = name
         self.family = config.model_type
-        self.backbone = model.base_model
+        self.backbone = model.get_decoder()
+        self.blocks = self.backbone.layers
         self.lm_head = model.get_output_embeddings()
+        self.softcap = config.final_logit_softcapping if _has(config, "final_logit_softcapping") else None
         self.dims = dims_of(config)
-        self.layer_types = tuple(config.layer_types) if _has(config, "layer_types") else ()
-        window = config.sliding_window if "sliding_attention" in self.layer_types else None
-        self.windows = (None,) if window is None else (None, window)
+        if self.plan.recurrent:
+            check_rollback(self)
 
     @property
     def device(self) -> torch.device:
@@ -93,20 +102,27 @@ class Target:
         return self.backbone.get_input_embeddings()(ids)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Frozen lm_head over hidden states after a final norm: [..., H] -> [..., V]. Gradient flows to ``hidden``."""
-        return self.lm_head(hidden)
+        """Frozen lm_head over hidden states after a final norm, and the family's soft cap: [..., H] -> [..., V].
+
+        Gradient flows to ``hidden``.
+        """
+        logits = self.lm_head(hidden)
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     @torch.no_grad()
     def features(self, batch: TokenBatch, taps: tuple[int, ...], *, with_last: bool = False) -> TargetFeatures:
         """One teacher-forced pass over packed rows; documents do not see each other and positions restart with each.
 
-        Autocast is off: training features must equal decoding features, so the target runs in its own dtype.
+        A recurrent layer of transformers cannot forget at a border inside a row, so such targets get a row for each
+        document. Autocast is off: training features must equal decoding features, so the target runs in its own dtype.
         """
+
+        def run(part: TokenBatch) -> tuple[Tensor, Tensor]:
+            masks = {w: additive(packed_causal(part.documents_BS, w), self.dtype) for w in self.windows}
+            return self._run(part.ids_BS, positions=part.positions_BS, masks=masks, cache=None, taps=taps)
+
         with torch.autocast(self.device.type, enabled=False):
-            masks = {w: additive(packed_causal(batch.documents_BS, w), self.dtype) for w in self.windows}
-            last_BSH, taps_BSTH = self._run(
-                batch.ids_BS, positions=batch.positions_BS, masks=masks, cache=None, taps=taps
-            )
+            last_BSH, taps_BSTH = by_document(run, batch) if self.plan.recurrent else run(batch)
         return TargetFeatures(taps_BSTH, last_BSH if with_last else None)
 
     def open(self, batch_size: int, *, capacity: int, taps: tuple[int, ...] = ()) -> TargetSession:
@@ -137,11 +153,11 @@ class Target:
         return out.last_hidden_state, torch.stack([out.hidden_states[tap + 1] for tap in taps], dim=2)
 
     def _named(self, masks: dict[int | None, Tensor]):
-        """Masks by layer type where the family has layer types, else the one mask."""
-        if not self.layer_types:
-            return masks[None]
-        window = self.windows[-1]
-        return {"full_attention": masks[None], "sliding_attention": masks[window]}
+        """Masks by layer type where the family has layer types, else the one mask; only attention needs any."""
+        plan = self.plan
+        if not plan.types:
+            return masks[plan.window]
+        return dict.fromkeys(plan.types) | {"full_attention": masks[None], "sliding_attention": masks[plan.window]}
 
 
 def _has(config, key: str) -> bool:
@@ -149,30 +165,29 @@ def _has(config, key: str) -> bool:
 
 
 def _check_supported(config, name: str) -> None:
-    unknown = set(config.layer_types) - {"full_attention", "sliding_attention"} if _has(config, "layer_types") else ()
-    if unknown:
-        raise ValueError(
-            f"target {name}: layers of type {', '.join(sorted(unknown))} keep a recurrent state that the slot cache "
-            "cannot roll back; choose a target with attention layers only"
-        )
     for key in _UNSUPPORTED:
-        if _has(config, key) and config.to_dict()[key] != 1.0:
+        if _has(config, key) and config.to_dict()[key] not in (1.0, False):
             raise ValueError(f"target {name}: {key}={config.to_dict()[key]} is not supported; choose another target")
 
 
 def dims_of(config) -> TargetDims:
     """Read the dimensions off a text configuration of transformers."""
     values = config.to_dict()
+    missing = {"num_attention_heads", "num_key_value_heads", "max_position_embeddings"} - values.keys()
+    if missing:
+        raise ValueError(f"target: its configuration has no {', '.join(sorted(missing))}, which a draft is shaped by")
     heads = values["num_attention_heads"]
+    rope = dict(values.get("rope_parameters") or _ROPE)
+    rope = rope.get("full_attention", rope)  # where sliding layers turn at another base, a draft follows the full ones
     return TargetDims(
         hidden_size=values["hidden_size"],
-        num_layers=values["num_hidden_layers"],
+        num_layers=config.num_hidden_layers,
         vocab_size=values["vocab_size"],
         num_heads=heads,
         num_kv_heads=values["num_key_value_heads"],
         head_dim=values.get("head_dim") or values["hidden_size"] // heads,
-        rms_norm_eps=values["rms_norm_eps"],
-        rope_parameters=dict(values["rope_parameters"]),
+        rms_norm_eps=values.get("rms_norm_eps", values.get("norm_eps")),
+        rope_parameters=rope,
         max_position_embeddings=values["max_position_embeddings"],
         attention_bias=bool(values.get("attention_bias", False)),
     )

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 from scripted import ScriptedDraft, always_wrong, expected_lengths, patchy, perfect
-from toys import ATTENTION_FAMILIES, random_prompts, tiny_draft, tiny_target
+from toys import TARGET_FAMILIES, random_prompts, tiny_draft, tiny_target
 
 from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.decode.decoder import SpeculativeDecoder
@@ -66,7 +66,7 @@ def check(target, draft, one_row, block_size: int, stops):
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 @pytest.mark.parametrize("layout", ["full", "alternating"])
-@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
+@pytest.mark.parametrize("family", TARGET_FAMILIES)
 def test_a_random_draft_loses_nothing(family, layout, block_size):
     target, _, stops = family_case(family)
     layouts = {"full": full_layout(), "alternating": alternating_layout(window=9)}
@@ -76,7 +76,7 @@ def test_a_random_draft_loses_nothing(family, layout, block_size):
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
 @pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
+@pytest.mark.parametrize("family", TARGET_FAMILIES)
 def test_a_scripted_draft_gains_exactly_what_it_says_right(family, script, block_size):
     """The perfect draft is accepted whole: an error by one, which losslessness cannot see, shows here."""
     target, sequences, stops = family_case(family)
@@ -95,7 +95,7 @@ def test_a_scripted_draft_gains_exactly_what_it_says_right(family, script, block
             assert set(trace.lengths) <= {1}
 
 
-@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
+@pytest.mark.parametrize("family", TARGET_FAMILIES)
 def test_the_baseline_equals_transformers_generate(family):
     target, sequences, _ = family_case(family)
     for prompt, sequence in zip(PROMPTS, sequences, strict=True):

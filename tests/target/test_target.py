@@ -6,16 +6,26 @@ import copy
 
 import pytest
 import torch
-from toys import ATTENTION_FAMILIES, packed_batch, plain_batch, tiny_target
+from toys import TARGET_FAMILIES, packed_batch, plain_batch, tiny_target
+from transformers import (
+    Cohere2Config,
+    FalconH1Config,
+    Llama4TextConfig,
+    MambaConfig,
+    MiniMaxConfig,
+    PreTrainedConfig,
+)
 
 from dflash.target.families import FAMILIES, build_model
 from dflash.target.target import Target
 from dflash.types import TokenBatch
 
 TAPS = (0, 1, 2)
+SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "pad_token_id": None}
+SMALL |= {"num_attention_heads": 4, "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": None}
 
 
-@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
+@pytest.mark.parametrize("family", TARGET_FAMILIES)
 def test_features_equal_the_plain_forward_of_transformers(family):
     target = tiny_target(family)
     ids = torch.randint(0, 64, (2, 60), generator=torch.Generator().manual_seed(1))
@@ -28,7 +38,7 @@ def test_features_equal_the_plain_forward_of_transformers(family):
     torch.testing.assert_close(target.logits(features.last_BSH), expected.logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", ATTENTION_FAMILIES)
+@pytest.mark.parametrize("family", TARGET_FAMILIES)
 def test_packed_documents_equal_separate_documents(family):
     target = tiny_target(family)
     batch = packed_batch([[(5, 18), (3, 21)], [(4, 30)]], length=50)
@@ -67,9 +77,49 @@ def test_features_ignore_autocast():
     assert torch.equal(plain.taps_BSTH, cast.taps_BSTH)
 
 
-def test_a_hybrid_family_is_refused_by_the_name_of_its_layers():
-    with pytest.raises(ValueError, match=r"linear_attention.*cannot roll back"):
-        Target(build_model(FAMILIES["qwen3_next"](64)), name="hybrid")
+@pytest.mark.parametrize("family", TARGET_FAMILIES)
+def test_embeddings_are_those_the_first_layer_sees(family):
+    """Gemma's, too, which are scaled."""
+    target = tiny_target(family)
+    ids = torch.arange(20)[None]
+    assert torch.equal(target.embed(ids), target.model(input_ids=ids, output_hidden_states=True).hidden_states[0])
+
+
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (FalconH1Config(**SMALL, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8), "layers of type hybrid keep"),
+        (Llama4TextConfig(**SMALL), "layers of type chunked_attention keep what a session cannot roll back"),
+        (MiniMaxConfig(**SMALL), "layers of type linear_attention cannot run over a session's cache"),
+        (Cohere2Config(**SMALL), "logit_scale=0.0625 is not supported"),
+        (MambaConfig(hidden_size=32, vocab_size=64, num_hidden_layers=2), "no max_position_embeddings, num_att"),
+    ],
+    ids=lambda value: value.model_type if isinstance(value, PreTrainedConfig) else "",
+)
+def test_what_cannot_be_decoded_is_refused_in_a_sentence(config, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        Target(build_model(config), name="strange")
+
+
+def test_a_recurrent_layer_that_forgets_its_state_is_refused_by_its_type():
+    model = build_model(FAMILIES["qwen3_next"](64))
+    forward = model.model.layers[0].linear_attn.forward
+    model.model.layers[0].linear_attn.forward = lambda *args, cache_params, **rest: forward(*args, **rest)
+    with pytest.raises(ValueError, match="layers of type linear_attention do not go on from a restored state"):
+        Target(model, name="forgetful")
+
+
+def test_a_hybrid_packs_documents_into_passes_no_larger_than_the_batch():
+    """One long document beside many short ones must not pad each of those to its length."""
+    target = tiny_target("qwen3_next")
+    batch = packed_batch([[(10, 80)], [(2, 4)] * 15], length=90)
+    sizes = []
+    handle = target.blocks[0].register_forward_pre_hook(lambda _, args: sizes.append(tuple(args[0].shape[:2])))
+    features = target.features(batch, TAPS)
+    handle.remove()
+    assert sizes == [(2, 90), (14, 6)]
+    assert (features.taps_BSTH[batch.documents_BS < 0] == 0).all()
+    assert (features.taps_BSTH[batch.documents_BS >= 0].abs().amax((1, 2)) > 0).all()
 
 
 def test_frozen_in_eval_mode_and_not_copied():
@@ -104,6 +154,8 @@ def test_dims():
     assert (dims.hidden_size, dims.num_layers, dims.num_heads, dims.num_kv_heads, dims.head_dim) == (32, 4, 4, 2, 8)
     assert dims.attention_bias
     assert dims.rope_parameters["rope_type"] == "yarn"
+    gemma = tiny_target("gemma3").dims  # the full layers' base, of two
+    assert gemma.rope_parameters == {"rope_type": "default", "rope_theta": 1e6}
     llama = tiny_target("llama").dims
     assert (llama.head_dim, llama.attention_bias) == (8, False)  # 32 / 4: Llama's configuration need not say
 
