@@ -12,6 +12,16 @@ from torch import Tensor
 from dflash.types import DecodeTrace
 
 
+@dataclass(frozen=True)
+class Gained:
+    """What a round gave one row: accepted proposals and behind them the bonus; how many proposals the target's pass
+    held; the tokens that the draft's probabilities promised, where the verifier asked."""
+
+    tokens: list[int]
+    num_nodes: int = 0
+    expected: float | None = None
+
+
 @dataclass
 class Row:
     """One prompt being decoded. ``index``: its place in the call's list of prompts."""
@@ -20,6 +30,8 @@ class Row:
     tokens: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     stopped: bool = False
+    nodes: list[int] = field(default_factory=list)
+    expected: list[float] = field(default_factory=list)
 
     def emit(self, tokens: Sequence[int], *, limit: int, stop_token_ids: frozenset[int]) -> int:
         """Append tokens up to and including the first stop token, at most up to ``limit``; returns how many."""
@@ -31,8 +43,17 @@ class Row:
                 break
         return len(self.tokens) - before
 
+    def note(self, gained: Gained, count: int) -> None:
+        """A round is over, of whose tokens ``count`` were emitted."""
+        self.lengths.append(count)
+        self.nodes.append(gained.num_nodes)
+        if gained.expected is not None:
+            self.expected.append(gained.expected)
+
     def trace(self) -> DecodeTrace:
-        return DecodeTrace(tuple(self.tokens), tuple(self.lengths), self.stopped)
+        return DecodeTrace(
+            tuple(self.tokens), tuple(self.lengths), self.stopped, tuple(self.nodes), tuple(self.expected)
+        )
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], *, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,61 +1,50 @@
-"""Verification of a chain of proposals: which of them the target keeps, and the token it adds itself.
-
-Both verifiers are exact: what comes out has the target's own distribution, whatever the draft proposes.
-"""
+"""Verification of a chain of proposals: the longest prefix that the target keeps, and the token it adds itself."""
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dflash.decode.sampling import Sampling, Uniforms, draw
+from dflash.decode.verify.protocol import Verifier, prefix_length
 from dflash.types import Proposal, Verdict
 
 
-class Verifier(Protocol):
-    """How proposals are drawn from the draft's logits and judged by the target's."""
-
-    def propose(self, logits_BPV: Tensor, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
-        """Proposals for output positions start_B + 0 .. P - 1."""
-        ...
-
-    def judge(
-        self, logits_BKV: Tensor, proposal: Proposal, sampling: Sampling, uniforms: Uniforms, start_B: Tensor
-    ) -> Verdict:
-        """The target's verdict; logits_BKV[:, k] is the target's prediction behind k accepted proposals."""
-        ...
-
-
-class Match:
+class Match(Verifier):
     """Draft by argmax and accept while the target's own choice, greedy or sampled, equals the proposal.
 
     At temperature 0 this is greedy speculative decoding.
     """
 
-    def propose(self, logits_BPV: Tensor, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
-        return Proposal(logits_BPV.argmax(-1))
+    name = "chain"
+    whole_chain = True
+
+    def propose(self, logits_BDV: Tensor, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
+        return Proposal(logits_BDV.argmax(-1))
 
     def judge(
         self, logits_BKV: Tensor, proposal: Proposal, sampling: Sampling, uniforms: Uniforms, start_B: Tensor
     ) -> Verdict:
         choices_BK = sampling.choose(logits_BKV, uniforms.at("target", start_B, logits_BKV.shape[1]))
-        accepted_B = prefix_length(choices_BK[:, :-1] == proposal.tokens_BP)
+        accepted_B = prefix_length(_made(proposal, choices_BK[:, :-1] == proposal.tokens_BP))
         return Verdict(accepted_B, choices_BK.gather(1, accepted_B[:, None])[:, 0])
 
 
-class Rejection:
+class Rejection(Verifier):
     """Draft by sampling, accept with probability min(1, p / q), then draw from max(p - q, 0) (Leviathan et al., 2023).
 
     At temperature 0 the same as Match.
     """
 
-    def propose(self, logits_BPV: Tensor, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
+    name = "rejection"
+    repeats_target = False
+    whole_chain = True
+
+    def propose(self, logits_BDV: Tensor, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
         if sampling.greedy:
-            return Proposal(logits_BPV.argmax(-1))
-        q_BPV = sampling.probabilities(logits_BPV)
-        return Proposal(draw(q_BPV, uniforms.at("draft", start_B, logits_BPV.shape[1])), q_BPV)
+            return Proposal(logits_BDV.argmax(-1))
+        q_BDV = sampling.probabilities(logits_BDV)
+        return Proposal(draw(q_BDV, uniforms.at("draft", start_B, logits_BDV.shape[1])), q_BDV)
 
     def judge(
         self, logits_BKV: Tensor, proposal: Proposal, sampling: Sampling, uniforms: Uniforms, start_B: Tensor
@@ -66,11 +55,13 @@ class Rejection:
         p_BKV = sampling.probabilities(logits_BKV)
         at = proposal.tokens_BP[..., None]
         p_BP, q_BP = p_BKV[:, :-1].gather(-1, at)[..., 0], proposal.probabilities_BPV.gather(-1, at)[..., 0]
-        accepted_B = prefix_length(uniforms.at("accept", start_B, K)[:, :-1] * q_BP < p_BP)
+        accepted_B = prefix_length(_made(proposal, uniforms.at("accept", start_B, K)[:, :-1] * q_BP < p_BP))
         # Behind the last proposal there is nothing to subtract: q = 0 there makes the residual p itself.
         q_BKV = torch.cat([proposal.probabilities_BPV, torch.zeros_like(p_BKV[:, :1])], dim=1)
         rows = torch.arange(len(accepted_B), device=accepted_B.device)
         p_BV, q_BV = p_BKV[rows, accepted_B], q_BKV[rows, accepted_B]
+        if proposal.counts_B is not None:
+            q_BV = q_BV.masked_fill((accepted_B == proposal.counts_B)[:, None], 0.0)
         residual_BV = (p_BV - q_BV).clamp_min(0)
         empty_B = residual_BV.sum(-1, keepdim=True) <= 0  # p == q up to rounding: rejected with probability ~0
         residual_BV = torch.where(empty_B, p_BV, residual_BV)
@@ -78,6 +69,8 @@ class Rejection:
         return Verdict(accepted_B, draw(residual_BV, u_B))
 
 
-def prefix_length(good_BP: Tensor) -> Tensor:
-    """long [B]: how many leading entries of each row are True."""
-    return good_BP.long().cumprod(-1).sum(-1)
+def _made(proposal: Proposal, good_BP: Tensor) -> Tensor:
+    """``good_BP``, False where a row makes no proposal."""
+    if proposal.counts_B is None:
+        return good_BP
+    return good_BP & (torch.arange(good_BP.shape[1], device=good_BP.device) < proposal.counts_B[:, None])

@@ -1,0 +1,120 @@
+"""The device's side of speculative decoding: sessions, anchors and positions of the rows still running.
+
+Knows nothing of limits and stop tokens, which are the host's; the host learns of a round in one transfer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dflash.decode.rows import Gained, last_valid
+from dflash.decode.sampling import Sampling, Uniforms
+from dflash.decode.verify import Verifier
+from dflash.draft.draft import Draft
+from dflash.target.target import Target
+from dflash.types import Proposal, Verdict
+
+MILLIONTHS = 1_000_000  # expected tokens travel to the host among integers
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a batch is decoded with. ``block_size``: tokens of a block, anchor included."""
+
+    target: Target
+    draft: Draft
+    block_size: int
+    sampling: Sampling
+    verifier: Verifier
+
+
+class Batch:
+    """Opens the sessions and runs the prompts. anchor_B: the last token decided, not yet in any session."""
+
+    def __init__(self, engine: Engine, ids_BS: Tensor, lengths_B: Tensor, *, max_new_tokens: int, first_index: int):
+        self.engine = engine
+        target, draft, K = engine.target, engine.draft, engine.block_size
+        B, longest = ids_BS.shape
+        # the last proposals may reach past the last token wanted
+        capacity = longest + max_new_tokens + 1 + engine.verifier.most_proposals(K - 1)
+        self.target_session = target.open(B, capacity=capacity, taps=draft.shape.taps if K > 1 else ())
+        self.draft_session = draft.open(B, capacity=longest + max_new_tokens + K) if K > 1 else None
+        indices = range(first_index, first_index + B)
+        self.uniforms = Uniforms(engine.sampling, indices=indices, length=max_new_tokens + K, device=ids_BS.device)
+        self.noise_D = torch.full((K - 1,), draft.shape.mask_token_id, device=ids_BS.device)
+        hidden_BSH, taps_BSTH = self.target_session.advance(ids_BS)
+        self._keep(taps_BSTH, lengths_B, longest=longest, ragged=bool((lengths_B != longest).any()))
+        self.position_B = torch.zeros_like(lengths_B)  # output position of the next token to decide
+        numbers = self.uniforms.at("target", self.position_B, 1)
+        logits_BV = target.logits(last_valid(hidden_BSH, lengths_B))
+        self.anchor_B = engine.sampling.choose(logits_BV, None if numbers is None else numbers[:, 0])
+        self.position_B = self.position_B + 1
+
+    def round(self, lengths: list[int]) -> list[Gained]:
+        """One draft pass and one target pass; what each row gains.
+
+        ``lengths``: tokens each row has so far, anchor included.
+        """
+        proposal = self._propose()
+        tokens_BK = torch.cat([self.anchor_B[:, None], proposal.tokens_BP], dim=1)
+        hidden_BKH, taps_BKTH = self.target_session.advance(tokens_BK, tree=proposal.tree)
+        logits_BKV = self.engine.target.logits(hidden_BKH)
+        verdict = self.engine.verifier.judge(logits_BKV, proposal, self.engine.sampling, self.uniforms, self.position_B)
+        gained = self._sync(proposal, verdict)
+        kept = [len(row.tokens) for row in gained]
+        after = [length - 1 + count for length, count in zip(lengths, kept, strict=True)]
+        ragged = len(set(after)) > 1
+        self._keep(taps_BKTH, verdict.accepted_B + 1, longest=max(after), ragged=ragged, path_BL=verdict.path_BL)
+        self.anchor_B = verdict.bonus_B
+        self.position_B = self.position_B + verdict.accepted_B + 1
+        return gained
+
+    def select(self, rows: Tensor, lengths: list[int]) -> None:
+        """Keep only these rows of the batch. ``lengths``: tokens each of them has so far, anchor included.
+
+        The longest row may be among those that leave; its length, past the limit perhaps, must not stay behind.
+        """
+        longest = max(lengths) - 1
+        self.target_session.select(rows, longest=longest)
+        if self.draft_session is not None:
+            self.draft_session.select(rows, longest=longest, ragged=len(set(lengths)) > 1)
+        self.uniforms.select(rows)
+        self.anchor_B, self.position_B = self.anchor_B[rows], self.position_B[rows]
+
+    def _propose(self) -> Proposal:
+        engine, B = self.engine, len(self.anchor_B)
+        noise_BK = torch.cat([self.anchor_B[:, None], self.noise_D.expand(B, -1)], dim=1)
+        hidden_BKH = engine.target.embed(noise_BK)
+        if self.draft_session is not None:  # at block size 1 there is nothing to propose
+            hidden_BKH = self.draft_session.propose(hidden_BKH)
+        logits_BDV = engine.target.logits(hidden_BKH[:, 1:].to(engine.target.dtype))
+        return engine.verifier.propose(logits_BDV, engine.sampling, self.uniforms, self.position_B)
+
+    def _keep(
+        self, taps: Tensor | None, counts_B: Tensor, *, longest: int, ragged: bool, path_BL: Tensor | None = None
+    ) -> None:
+        self.target_session.keep(counts_B, longest=longest, path_BL=path_BL)
+        if self.draft_session is not None:
+            if path_BL is not None:
+                taps = taps.gather(1, path_BL[..., None, None].expand(*path_BL.shape, *taps.shape[2:]))
+            self.draft_session.extend(taps, counts_B, longest=longest, ragged=ragged)
+
+    @staticmethod
+    def _sync(proposal: Proposal, verdict: Verdict) -> list[Gained]:
+        """The one host sync of a round: everything the host needs in one transfer."""
+        tokens_BL = proposal.tokens_BP
+        if verdict.path_BL is not None:
+            tokens_BL = tokens_BL.gather(1, (verdict.path_BL[:, 1:] - 1).clamp_min(0))
+        expected_B = torch.zeros_like(verdict.accepted_B)
+        if proposal.expected_B is not None:
+            expected_B = (proposal.expected_B * MILLIONTHS).long()
+        head_B4 = torch.stack([verdict.accepted_B, verdict.bonus_B, expected_B], dim=1)
+        num_nodes = proposal.tokens_BP.shape[1]
+        asked = proposal.expected_B is not None
+        return [
+            Gained([*tokens[:accepted], bonus], num_nodes, expected / MILLIONTHS if asked else None)
+            for accepted, bonus, expected, *tokens in torch.cat([head_B4, tokens_BL], dim=1).tolist()
+        ]
