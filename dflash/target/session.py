@@ -41,8 +41,11 @@ class TargetSession:
         """Run the target over the next Q tokens of every row, which follow each other or form a ``tree``.
 
         Returns (hidden_BQH after the final norm, taps_BQTH or None without taps). Rows shorter than Q are padded at
-        the end by the caller, who then keeps fewer. Raises ValueError past the capacity.
+        the end by the caller, who then keeps fewer. Raises ValueError past the capacity, and for a tree where a layer
+        is recurrent.
         """
+        if tree is not None and self.target.plan.recurrent:
+            raise self.target.tree_error()
         Q = ids_BQ.shape[1]
         used = self.longest + Q
         if used > self.capacity:

@@ -19,6 +19,7 @@ from dflash.target.cache import SlotCache
 from dflash.target.documents import by_document
 from dflash.target.layers import plan_layers
 from dflash.target.masks import additive, packed_causal
+from dflash.target.probe import Check, probe
 from dflash.target.rollback import check_rollback
 from dflash.target.session import TargetSession
 from dflash.types import TargetFeatures, TokenBatch
@@ -134,6 +135,18 @@ class Target:
                 "shorten the prompts or max_new_tokens"
             )
         return TargetSession(self, batch_size=batch_size, capacity=capacity, taps=taps)
+
+    def tree_error(self) -> ValueError:
+        """The one sentence for trees of tokens where a layer is recurrent."""
+        types = ", ".join(sorted({self.plan.types[i] for i in self.plan.recurrent}))
+        return ValueError(
+            f"target {self.name}: its layers of type {types} read tokens one behind the other and cannot branch; "
+            "verify chains instead of trees"
+        )
+
+    def probe(self, *, length: int = 48, seed: int = 0) -> list[Check]:
+        """The lossless check of this target against the model's own forward; see ``probe.probe``."""
+        return probe(self, length=length, seed=seed)
 
     def run_cached(self, ids_BQ: Tensor, *, positions_BQ: Tensor, masks: dict, cache: SlotCache, taps: tuple):
         """One pass over the slot cache; see ``TargetSession.advance``."""

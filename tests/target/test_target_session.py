@@ -6,6 +6,8 @@ import pytest
 import torch
 from toys import HYBRID_FAMILIES, TARGET_FAMILIES, plain_batch, tiny_target
 
+from dflash.types import Tree
+
 TAPS = (0, 2)
 LENGTH = 50
 CLOSE = 3e-4  # states are of the order of 5; two ways through a recurrent layer alone differ by 1e-4 in fp32
@@ -48,8 +50,10 @@ def test_select_keeps_the_rows_named(family):
     ids = torch.randint(0, 64, (3, LENGTH), generator=torch.Generator().manual_seed(5))
     features = target.features(plain_batch(ids), TAPS, with_last=True)
     session = target.open(3, capacity=LENGTH + 8, taps=TAPS)
-    session.advance(ids[:, :20])
-    session.keep(torch.tensor([20, 4, 17]), longest=20)
+    session.advance(ids[:, :8])
+    session.keep(torch.tensor([8, 8, 8]), longest=8)
+    session.advance(ids[:, 8:20])
+    session.keep(torch.tensor([12, 1, 9]), longest=20)
     session.select(torch.tensor([2, 0]), longest=20)
     assert session.lengths_B.tolist() == [17, 20]
     errors = rollback_walk(target, session, ids, features, seed=6, rows=[2, 0], lengths=[17, 20])
@@ -91,6 +95,14 @@ def test_an_advance_that_nothing_is_kept_of_leaves_no_trace(family):
     first, _ = session.advance(ids[:, 7:])
     again, _ = session.advance(ids[:, 7:])  # without keep: the one before did not happen
     assert torch.equal(first, again)
+
+
+def test_a_tree_is_refused_where_a_layer_is_recurrent():
+    tree = Tree(
+        torch.zeros(1, 1, dtype=torch.long), torch.tensor([[0, 1]]), torch.eye(2, dtype=torch.bool)[None], max_depth=1
+    )
+    with pytest.raises(ValueError, match="layers of type conv read tokens one behind the other and cannot branch"):
+        tiny_target("lfm2").open(1, capacity=9).advance(torch.zeros(1, 2, dtype=torch.long), tree=tree)
 
 
 def test_a_full_session_refuses_with_both_numbers():
