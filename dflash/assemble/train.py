@@ -14,6 +14,7 @@ from dflash.assemble.parts import build_parts, members, ready_device
 from dflash.assemble.run import Phases, bar, origin, point_latest
 from dflash.compose import Run, write_config
 from dflash.data.modules import DistillationDataModule
+from dflash.data.prompts import Prompt
 from dflash.evaluation.report import write_report
 from dflash.evaluation.tables import console_report
 from dflash.objective.objective import Objective
@@ -39,11 +40,11 @@ def distil(settings: dict, run: Run) -> float | None:
     begin(settings["seed"])
     with phases("load target"):
         loaded: LoadedTarget = parts["target"]()
-    prompts = parts["prompts"](tokenizer=loaded.tokenizer)
+    prompts, validation = (parts[name](tokenizer=loaded.tokenizer) for name in ("prompts", "validation"))
     module = _module(settings, parts, loaded)
     with phases("prepare data"):
         data = _data(settings, parts["data"], loaded, console)
-    callbacks = _callbacks(parts, loaded, [list(prompt.ids) for prompt in prompts], run.folder)
+    callbacks = _callbacks(parts, loaded, validation, run.folder)
     trainer = make_trainer(
         parts["trainer"],
         steps=settings["steps"],
@@ -104,8 +105,14 @@ def plain_settings(settings: dict) -> dict[str, Any]:
 def train_parts(settings: dict) -> dict[str, Any]:
     callbacks = {f"callbacks.{name}": None for name in ("acceptance", "checkpoints")}
     others = members(settings, "callbacks", Callback).items() - {(key, Callback) for key in callbacks}
-    kinds = dict.fromkeys(("target", "draft", "optimizer", "schedule", "trainer", "prompts"))
-    kinds |= {"objective": Objective, "data": DataRecipe, "decoding.verifier": object, "attention": object}
+    kinds = dict.fromkeys(("target", "draft", "optimizer", "schedule", "trainer", "prompts", "validation"))
+    kinds |= {
+        "objective": Objective,
+        "data": DataRecipe,
+        "decoding.verifier": object,
+        "attention": object,
+        "features": object,
+    }
     return build_parts(settings, kinds | callbacks | dict(sorted(others)) | members(settings, "logger"))
 
 
@@ -121,6 +128,7 @@ def _module(settings: dict, parts: dict, loaded: LoadedTarget) -> DistillationMo
         optimizer=parts["optimizer"],
         schedule=parts["schedule"],
         contract=make_contract(loaded, shape),
+        features=parts["features"],
         **{name: settings[name] for name in names},
     )
 
@@ -137,11 +145,11 @@ def _data(settings: dict, recipe: DataRecipe, loaded: LoadedTarget, console: Con
     )
 
 
-def _callbacks(parts: dict, loaded: LoadedTarget, prompts: list[list[int]], folder: Path) -> list[Callback]:
+def _callbacks(parts: dict, loaded: LoadedTarget, validation: list[Prompt], folder: Path) -> list[Callback]:
     """Acceptance first: the best checkpoint is chosen by what it has just measured."""
     callbacks: list[Callback] = []
     if parts["callbacks.acceptance"] is not None:
-        callbacks.append(parts["callbacks.acceptance"](loaded, prompts))
+        callbacks.append(parts["callbacks.acceptance"](loaded, [list(prompt.ids) for prompt in validation]))
     if parts["callbacks.checkpoints"] is not None:
         callbacks.append(parts["callbacks.checkpoints"](folder=folder / "checkpoints"))
     return callbacks + [part for part in parts.values() if isinstance(part, Callback)]

@@ -31,6 +31,7 @@ class TrainSchema:
     draft: Any = None
     objective: Any = None
     data: Any = None
+    features: Any = None
     optimizer: Any = None
     schedule: Any = None
     trainer: Any = None
@@ -38,6 +39,7 @@ class TrainSchema:
     callbacks: Any = None
     logger: Any = None
     prompts: Any = None
+    validation: Any = None
     decoding: Any = None
     paths: Any = None
 

@@ -7,7 +7,7 @@ import sys
 
 from dflash.data.corpus import read_corpus
 from dflash.data.held_out import held_out_prompts
-from dflash.data.prompts import write_prompts
+from dflash.data.prompts import read_texts, write_prompts
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,9 +18,14 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--chats", type=int, default=16, help="questions for a function (%(default)s)")
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--corpus", default=None, help="folder of .py files (this interpreter's standard library)")
+    command.add_argument("--without", default=None, help="JSONL file of prompts that no new one may overlap")
     options = parser.parse_args(arguments)
     prompts = held_out_prompts(
-        read_corpus(options.corpus), num_completions=options.completions, num_chats=options.chats, seed=options.seed
+        read_corpus(options.corpus),
+        num_completions=options.completions,
+        num_chats=options.chats,
+        seed=options.seed,
+        without=read_texts(options.without) if options.without else (),
     )
     write_prompts(options.out, prompts)
     sys.stderr.write(f"{len(prompts)} prompts written to {options.out}\n")

@@ -18,13 +18,14 @@ def held_out_prompts(
     num_chats: int = 16,
     characters: tuple[int, int] = (120, 400),
     seed: int = 0,
+    without: Sequence[Prompt] = (),
 ) -> list[Prompt]:
     """Prompts as text, from held-out files only: code to continue, then questions for a documented function.
 
     A completion begins at a file's start or at a def or class, and ends inside a function, at the end of a header, a
     docstring or a statement that is not the last. The line break is left to the target: with it, the indentation
     that belongs to the same token would be cut off. One prompt from each file in turn; functions that a question
-    asks for are in no completion.
+    asks for are in no completion. Nothing overlaps with the prompts of ``without``.
 
     Raises ValueError if the files do not hold so many.
     """
@@ -35,21 +36,27 @@ def held_out_prompts(
 
     def questions(file: SourceFile) -> list[Prompt]:
         found = [Prompt((), e.name, "chat", e.messages[0]["content"]) for e in exercises(file)]
-        return [prompt for prompt in found if len(prompt.text) <= high]
+        return [prompt for prompt in found if len(prompt.text) <= high and prompt.name not in covered]
 
-    chats = _round_robin(files, questions, num_chats, rng)
-    asked = {prompt.name for prompt in chats}
+    covered = {line for prompt in without if prompt.kind == "completion" for line in _lines_of(prompt)}
+    chats = _round_robin(files, questions, num_chats, rng, [p for p in without if p.kind == "chat"])
+    asked = {prompt.name for prompt in (*chats, *without) if prompt.kind == "chat"}
 
     def cuts(file: SourceFile) -> list[Prompt]:
         return [prompt for prompt in _cuts(file, low, high) if not asked & _lines_of(prompt)]
 
-    return interleave(_round_robin(files, cuts, num_completions, rng), chats)
+    others = [prompt for prompt in without if prompt.kind == "completion"]
+    return interleave(_round_robin(files, cuts, num_completions, rng, others), chats)
 
 
 def _round_robin(
-    files: Sequence[SourceFile], choices_of: Callable[[SourceFile], list[Prompt]], wanted: int, rng: np.random.Generator
+    files: Sequence[SourceFile],
+    choices_of: Callable[[SourceFile], list[Prompt]],
+    wanted: int,
+    rng: np.random.Generator,
+    taken: Sequence[Prompt],
 ) -> list[Prompt]:
-    """One prompt from each file in turn; none whose text begins or is begun by another's."""
+    """One prompt from each file in turn; none that overlaps with another or with those ``taken`` already."""
     queues = []
     for file in files:
         choices = choices_of(file)
@@ -59,7 +66,7 @@ def _round_robin(
         for queue in queues:
             while queue and len(found) < wanted:
                 prompt = queue.pop()
-                if not any(_overlap(prompt, other) for other in found):
+                if not any(_overlap(prompt, other) for other in (*taken, *found)):
                     found.append(prompt)
                     break
     if len(found) < wanted:

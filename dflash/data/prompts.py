@@ -149,6 +149,11 @@ def write_prompts(path: str | Path, prompts: Iterable[Prompt]) -> None:
     path.write_text("".join(lines), encoding="utf-8")
 
 
+def read_texts(path: str | Path) -> list[Prompt]:
+    """The prompts of a file as ``write_prompts`` wrote them, without ids: no tokenizer is needed."""
+    return list(convert(file_rows(path), _parse_prompt, on_bad="raise"))
+
+
 def _row_to_prompt(tokenizer, max_tokens: int | None, options: Mapping[str, Any] | None):
     check_options(options)  # a wrong option is the user's mistake, not that of every row
 

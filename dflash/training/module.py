@@ -12,6 +12,7 @@ from dflash.blocks import draw_anchors, make_blocks, seeded_generator
 from dflash.draft.draft import Draft
 from dflash.draft.mask import block_geometry
 from dflash.objective.objective import Objective
+from dflash.target.features import FeatureSource, OnlineFeatures
 from dflash.target.target import Target
 from dflash.training.checkpoint import CONTRACT_KEY, check_contract
 from dflash.types import AnchoredBlocks, LossTerms, TokenBatch
@@ -23,6 +24,8 @@ class DistillationModule(L.LightningModule):
     Optimization is manual: gradients of the loss numerators are summed over ``accumulate`` micro-batches (and over
     ranks) and divided once by the sum of the denominators, so that the loss of a step does not depend on how it was
     cut into micro-batches. A step is the unit of everything: of the schedule, of checkpoints and of resuming.
+
+    features: how the target's features are come by.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class DistillationModule(L.LightningModule):
         contract: dict,
         accumulate: int = 1,
         clip: float = 1.0,
+        features: FeatureSource | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
@@ -53,6 +57,7 @@ class DistillationModule(L.LightningModule):
         self.contract = contract
         self.accumulate = accumulate
         self.clip = clip
+        self.features = features if features is not None else OnlineFeatures()
         self._denominator = 0.0
         self._micro_batches = 0
         self._sums: dict[str, list[torch.Tensor]] = {}
@@ -68,7 +73,7 @@ class DistillationModule(L.LightningModule):
     def training_step(self, indexed: tuple[int, TokenBatch], _):
         """text -> tokens (the data module) -> target features -> anchored blocks -> draft -> loss."""
         k, batch = indexed
-        features = self.target.features(batch, self.draft.shape.taps, with_last=self.objective.needs_target)
+        features = self.features(self.target, batch, self.draft.shape.taps, with_last=self.objective.needs_target)
         blocks = self.draw_blocks(k, batch)
         hidden = self.draft(self.target.embed(blocks.input_ids_BAK), features.taps_BSTH, block_geometry(batch, blocks))
         terms = self.objective(hidden, blocks, features, self.target)

@@ -20,6 +20,8 @@ from dflash.compose import Run, build, check, register
 from dflash.compose.keys import CONF
 from dflash.data.corpus import is_held_out
 
+ASSETS = CONF.parent / "assets" / "prompts"
+
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory) -> Path:
@@ -41,7 +43,9 @@ def compose(tmp_path_factory):
     register()
 
     def settle(script: str, name: str, *overrides: str):
-        every = [*overrides, f"paths.outputs={base}", f"prompts.path={CONF.parent / 'assets/prompts/held_out.jsonl'}"]
+        every = [*overrides, f"paths.outputs={base}", f"prompts.path={ASSETS / 'held_out.jsonl'}"]
+        if script == "train":
+            every.append(f"validation.path={ASSETS / 'validation.jsonl'}")
         with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             settings = check(hydra.compose(script, overrides=every), config_name=script, overrides=every)
         return settings, Run(base / name, f"python {script}.py", {"given": name})

@@ -21,6 +21,7 @@ CALLS = {
     "draft": (1, ("block_size", "mask_token_id")),
     "data.prompts": (0, ("tokenizer",)),
     "prompts": (0, ("tokenizer",)),
+    "validation": (0, ("tokenizer",)),
     "optimizer": (1, ()),
     "schedule": (1, ()),
     "trainer": (0, ("max_steps", "callbacks", "logger", "default_root_dir", "limit_val_batches")),

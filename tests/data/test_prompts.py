@@ -16,6 +16,7 @@ from dflash.data.prompts import Prompt, corpus_prompts, encode_prompt, hub_promp
 from dflash.data.rows import BadLines
 
 COMMITTED = Path(__file__).parents[2] / "assets" / "prompts" / "held_out.jsonl"
+VALIDATION = COMMITTED.with_name("validation.jsonl")
 ASK = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "say x"}]
 
 
@@ -157,6 +158,27 @@ def test_held_out_prompts_end_where_continuing_makes_sense(files):
         assert prompt.text.split("\n")[-1].strip().startswith(("def ", '"""', "y =", "z ="))
     with pytest.raises(ValueError, match="hold only"):
         held_out_prompts(files, num_completions=1000)
+
+
+def test_sets_cut_without_another_one_do_not_overlap_with_it(files):
+    wanted = {"num_completions": 4, "num_chats": 3}
+    first = held_out_prompts(files, **wanted)
+    second = held_out_prompts(files, **wanted, without=first)  # the same seed: it would else be the same set
+    assert len(second) == 7
+    assert_disjoint(first, second)
+
+
+def assert_disjoint(first, second):
+    for a in first:
+        for b in second:
+            assert a.text not in b.text and b.text not in a.text and a.name != b.name
+
+
+def test_committed_sets_are_disjoint(tokenizer):
+    tested, validation = read_prompts(COMMITTED, tokenizer), read_prompts(VALIDATION, tokenizer)
+    assert Counter(p.kind for p in validation) == {"completion": 24, "chat": 8}
+    assert all(is_held_out(p.name.split(":")[0]) for p in validation)
+    assert_disjoint(tested, validation)
 
 
 def test_committed_set(tokenizer):

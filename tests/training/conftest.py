@@ -20,6 +20,7 @@ from dflash.draft.taps import explicit_taps
 from dflash.objective.objective import Objective
 from dflash.objective.terms import CrossEntropy
 from dflash.objective.weights import dpace
+from dflash.target.features import FeatureSource
 from dflash.target.load import LoadedTarget
 from dflash.training.callbacks import AcceptanceEval
 from dflash.training.checkpoint import make_contract
@@ -61,7 +62,15 @@ class _NoTokenizer:
         return {"a": 0}
 
 
-def make_setup(*, accumulate: int = 1, batch_size: int = 4, num_workers: int = 0, steps: int = 8, depth: int = 1):
+def make_setup(
+    *,
+    accumulate: int = 1,
+    batch_size: int = 4,
+    num_workers: int = 0,
+    steps: int = 8,
+    depth: int = 1,
+    features: FeatureSource | None = None,
+):
     """A fresh set-up; equal arguments give equal weights."""
     target = tiny_target("gpt_oss")
     loaded = LoadedTarget(target, _NoTokenizer(), target.dims.vocab_size - 1, (0,))
@@ -85,6 +94,7 @@ def make_setup(*, accumulate: int = 1, batch_size: int = 4, num_workers: int = 0
         seed=0,
         accumulate=accumulate,
         contract=make_contract(loaded, shape),
+        features=features,
     )
     data = DistillationDataModule(
         text_documents, length=64, batch_size=batch_size, pad_id=0, seed=0, accumulate=accumulate,

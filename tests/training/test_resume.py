@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dflash.target.features import MemoryFeatures, OnlineFeatures
 from dflash.training.callbacks import AcceptanceEval
 from dflash.training.checkpoint import find_checkpoint, load_draft, read_checkpoint
 from tests.training.conftest import fit, make_setup, weights
@@ -14,15 +15,22 @@ def _equal(left: dict, right: dict) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
-@pytest.mark.parametrize(("num_workers", "accumulate", "cut"), [(0, 1, 3), (0, 3, 5), (2, 2, 1)])
-def test_resumed_equals_uninterrupted(tmp_path, num_workers, accumulate, cut):
-    options = {"num_workers": num_workers, "accumulate": accumulate, "batch_size": 2}
-    whole = make_setup(**options)
+@pytest.mark.parametrize(
+    ("num_workers", "accumulate", "cut", "source"),
+    [(0, 1, 3, OnlineFeatures), (0, 3, 5, OnlineFeatures), (2, 2, 1, OnlineFeatures), (0, 2, 3, MemoryFeatures)],
+)
+def test_resumed_equals_uninterrupted(tmp_path, num_workers, accumulate, cut, source):
+    sizes = {"num_workers": num_workers, "accumulate": accumulate, "batch_size": 2}
+
+    def make_run():
+        return make_setup(**sizes, features=source(max_gib=1) if source is MemoryFeatures else source())
+
+    whole = make_run()
     fit(whole, tmp_path / "whole", steps=8, evaluate=False)
-    first = make_setup(**options)
+    first = make_run()
     fit(first, tmp_path / "first", steps=cut, evaluate=False)
     assert not _equal(weights(first.module), weights(whole.module))
-    second = make_setup(**options)
+    second = make_run()
     fit(second, tmp_path / "second", steps=8, resume=tmp_path / "first" / "end.ckpt", evaluate=False)
     assert _equal(weights(second.module), weights(whole.module))
     ends = [read_checkpoint(tmp_path / run / "end.ckpt")["optimizer_states"][0] for run in ("whole", "second")]

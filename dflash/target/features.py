@@ -1,0 +1,66 @@
+"""How training comes by the target's features: anew for every batch, or kept in memory by row.
+
+Stands between the batch and the draft in the training flow. The target is frozen, so a row's features never change;
+a run that sees its rows many times need not compute them as often.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+from dflash.target.target import Target
+from dflash.types import TargetFeatures, TokenBatch
+
+
+class FeatureSource(Protocol):
+    """``Target.features`` by some means."""
+
+    def __call__(
+        self, target: Target, batch: TokenBatch, taps: tuple[int, ...], *, with_last: bool
+    ) -> TargetFeatures: ...
+
+
+class OnlineFeatures:
+    """The target runs on every batch; nothing is kept."""
+
+    def __call__(self, target: Target, batch: TokenBatch, taps: tuple[int, ...], *, with_last: bool) -> TargetFeatures:
+        return target.features(batch, taps, with_last=with_last)
+
+
+class MemoryFeatures:
+    """Features of each row, computed when it is first seen and kept on the target's device, up to ``max_gib`` GiB.
+
+    Rows beyond the limit are computed each time. A row is computed by itself, so that its features do not depend, by
+    rounding, on the rows it came with: an interrupted run that is resumed computes the same numbers. For one target
+    and one tuple of taps.
+    """
+
+    def __init__(self, *, max_gib: float):
+        if max_gib <= 0:
+            raise ValueError(f"features.max_gib={max_gib}: must be above 0; features=online keeps nothing")
+        self.max_bytes = int(max_gib * 2**30)
+        self.num_bytes = 0
+        self._rows: dict[bytes, TargetFeatures] = {}
+
+    def __call__(self, target: Target, batch: TokenBatch, taps: tuple[int, ...], *, with_last: bool) -> TargetFeatures:
+        rows = [self._row(target, _row(batch, b), taps, with_last) for b in range(len(batch.ids_BS))]
+        last = torch.cat([row.last_BSH for row in rows]) if with_last else None
+        return TargetFeatures(torch.cat([row.taps_BSTH for row in rows]), last)
+
+    def _row(self, target: Target, row: TokenBatch, taps: tuple[int, ...], with_last: bool) -> TargetFeatures:
+        key = b"".join(part.cpu().numpy().tobytes() for part in (row.ids_BS, row.documents_BS))
+        if key in self._rows:
+            return self._rows[key]
+        features = target.features(row, taps, with_last=with_last)
+        size = sum(t.nbytes for t in (features.taps_BSTH, features.last_BSH) if t is not None)
+        if self.num_bytes + size <= self.max_bytes:
+            self._rows[key] = features
+            self.num_bytes += size
+        return features
+
+
+def _row(batch: TokenBatch, b: int) -> TokenBatch:
+    tensors = (batch.ids_BS, batch.documents_BS, batch.positions_BS, batch.supervised_BS)
+    return TokenBatch(*(tensor[b : b + 1] for tensor in tensors))
