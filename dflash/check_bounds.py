@@ -92,6 +92,9 @@ BOUNDS = _COMMON | {
     "decoding.top_k": Bound(1, 50, whole=True),
     "decoding.top_p": Bound(0, 0.95, high=1, above=True),
     "decoding.min_p": Bound(0, 0.05, high=1),
+    "decoding.verifier.threshold": Bound(0, 0.3, high=1),
+    "decoding.verifier.num_nodes": Bound(1, 16, whole=True),
+    "decoding.verifier.max_nodes": Bound(1, 64, whole=True),
     "trainer.log_every_n_steps": Bound(1, 10),
 }
 PRETRAINING = {

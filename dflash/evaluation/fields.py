@@ -15,7 +15,7 @@ KEY_ORDER = (
     *("title", "kind", "provenance", "target", "draft", "data", "settings", "measurements", "curve"),
     *("job", "status", "error", "command", "seed", "machine", "threads", "git_commit", "versions", "seconds", "python"),
     *("step", "label", "name", "family", "block_size", "batch_size", "temperature", "num_prompts", "max_new_tokens"),
-    *("acceptance", "speed", "lossless", "chain_walk", "num_documents"),
+    *("cuts", "verifier", "acceptance", "proposals", "speed", "lossless", "chain_walk", "num_documents"),
     *("mean", "mean_interval", "low", "high", "median", "p90", "mean_of_prompts", "num_rounds", "num_tokens", "loss"),
     *("prefix_survival", "histogram", "ar_tokens_per_second", "speculative_tokens_per_second"),
     *("mean_prompt_speedup", "mean_prompt_speedup_interval", "total_speedup"),
@@ -79,10 +79,14 @@ def millions(count: Any) -> str:
 
 
 def describe(measurement: Mapping, *, with_batch: bool = True) -> str:
-    """The conditions of a measurement in words: "block 8, batch 1, T=0"."""
+    """The conditions of a measurement in words: "block 8, batch 1, T=0"; a verifier unless it is the plain chain."""
     fields = [("block_size", "block "), ("batch_size", "batch "), ("temperature", "T=")]
     wanted = [(k, word) for k, word in fields if with_batch or k != "batch_size"]
-    return ", ".join(f"{word}{short(measurement[k])}" for k, word in wanted if measurement.get(k) is not None)
+    parts = [f"{word}{short(measurement[k])}" for k, word in wanted if measurement.get(k) is not None]
+    parts += [f"{cut}={value:g}" for cut, value in (measurement.get("cuts") or {}).items()]
+    if measurement.get("verifier") not in (None, "chain"):
+        parts.append(measurement["verifier"])
+    return ", ".join(parts)
 
 
 def full_label(measurement: Mapping, *, with_batch: bool = True) -> str:

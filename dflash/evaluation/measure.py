@@ -13,12 +13,13 @@ import numpy as np
 from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.decode.decoder import SpeculativeDecoder
 from dflash.decode.sampling import Sampling
-from dflash.decode.verify import Match, Verifier
+from dflash.decode.verify import Verifier
 from dflash.draft.draft import Draft
 from dflash.evaluation.acceptance import AcceptanceStats, bootstrap_ratio, chain_walk, repeated_ngram_share
 from dflash.target.target import Target
 from dflash.types import DecodeTiming, DecodeTrace
 
+CUTS = ("top_k", "top_p", "min_p")
 Tokens = Sequence[int]
 Run = tuple[list[DecodeTrace], DecodeTiming]
 
@@ -43,7 +44,6 @@ def measure(
     Decodes len(prompts) prompts twice. ``on_tokens`` is called with the number of tokens each round emitted.
     """
     sampling = sampling if sampling is not None else Sampling()
-    verifier = verifier if verifier is not None else Match()
     draft.eval()
     speculative = SpeculativeDecoder(target, draft, block_size=block_size, sampling=sampling, verifier=verifier)
     baseline = AutoregressiveDecoder(target, sampling=sampling)
@@ -64,7 +64,8 @@ def measure(
         "block_size": speculative.block_size,
         "batch_size": batch_size,
         "temperature": sampling.temperature,
-        "verifier": type(verifier).__name__.lower(),
+        "cuts": {key: value for key, value in vars(sampling).items() if key in CUTS and value is not None},
+        "verifier": speculative.verifier.name,
         "num_prompts": len(prompts),
         "max_new_tokens": max_new_tokens,
         **_results(speculative, prompts, pairs),
@@ -77,20 +78,39 @@ def _results(decoder: SpeculativeDecoder, prompts: Sequence[Tokens], pairs: list
     ours = [trace for _, (traces, _) in pairs for trace in traces]
     stats = AcceptanceStats(tuple(trace.lengths for trace in ours), block_size)
     same = [a.tokens == b.tokens for a, b in zip(own, ours, strict=True)]
-    exact = sampling.greedy or isinstance(decoder.verifier, Match)  # rejection equals the target in distribution only
+    exact = sampling.greedy or decoder.verifier.repeats_target  # rejection equals the target in distribution only
     result = {
         "acceptance": stats.to_dict(),
+        "proposals": _proposals(ours),
         "speed": _speed(pairs),
         "lossless": {"equal": sum(same), "total": len(same)} if exact else None,
         "chain_walk": None,
         "repeated_4gram_share": repeated_ngram_share([trace.tokens for trace in own]),
     }
-    if sampling.greedy:
+    if sampling.greedy and decoder.verifier.whole_chain:
         continuations = [trace.tokens for trace in own]
         walked = chain_walk(decoder.target, decoder.draft, prompts, continuations, block_size=block_size)
         agree = [w == trace.lengths for w, trace in zip(walked, ours, strict=True)]
         result["chain_walk"] = {"equal": sum(agree), "total": len(agree)}
     return result
+
+
+def _proposals(traces: list[DecodeTrace]) -> dict:
+    """Proposals a round, and expected against realised acceptance, where the verifier expects any.
+
+    Last rounds are left out of that comparison: a limit or a stop token may have cut what they gained.
+    """
+    nodes = [count for trace in traces for count in trace.nodes]
+    pairs = [
+        pair for trace in traces if trace.expected for pair in zip(trace.expected[:-1], trace.lengths[:-1], strict=True)
+    ]
+    expected, realised = np.mean(pairs, axis=0) if pairs else (None, None)
+    return {
+        "mean": float(np.mean(nodes)) if nodes else None,
+        "expected_acceptance": expected,
+        "realised_acceptance": realised,
+        "num_rounds": len(pairs),
+    }
 
 
 def _speed(pairs: list[tuple[Run, Run]]) -> dict:

@@ -43,6 +43,9 @@ HOW_TO_READ = """\
   over prompts. The mean of per-prompt means stands apart, for comparison with those who publish that.
 * **Median** and **p90** (90th percentile) are taken over the same pooled rounds.
 * **Prefix survival** of slot k: share of all rounds in which the proposals 1 to k were all accepted (not conditional).
+* **Proposals a round**: tokens besides the anchor in the target's pass: the slots of a chain, the nodes of a tree.
+  **Expected** acceptance is what the draft's own probabilities promised for them, **realised** what the same rounds
+  gained (without each prompt's last round, which may be cut): expected above realised is a draft too sure of itself.
 * **AR**: plain autoregressive decoding of the same prompts with the same target and cache, one token per pass.
 * **Speedup**: time of AR decoding / time of speculative decoding, prompt processing (prefill) left out, as the mean of
   the prompts' own ratios (with 95 % interval) and over all tokens together. Below 1 speculation slows things down.

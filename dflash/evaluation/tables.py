@@ -89,6 +89,11 @@ def _median_p90(measurement: Mapping) -> Cell:
     return Cell(" / ".join(short(lookup(measurement, "acceptance", key)) for key in ("median", "p90")))
 
 
+def _expected(measurement: Mapping) -> Cell:
+    values = [lookup(measurement, "proposals", f"{kind}_acceptance") for kind in ("expected", "realised")]
+    return Cell() if None in values else Cell(" / ".join(map(figure, values)))
+
+
 def _plain(style: Callable[[Any], str], *keys: str) -> Callable[[Mapping], Cell]:
     return lambda measurement: Cell(style(lookup(measurement, *keys)))
 
@@ -120,6 +125,8 @@ DETAIL_COLUMNS = (
     Column("rounds", _plain(lambda v: figure(v, ",d"), "acceptance", "num_rounds")),
     Column("tokens", _plain(lambda v: figure(v, ",d"), "acceptance", "num_tokens")),
     Column("mean of per-prompt acceptance", _plain(figure, "acceptance", "mean_of_prompts")),
+    Column("proposals a round", _plain(lambda v: figure(v, ".1f"), "proposals", "mean")),
+    Column("acceptance expected / realised", _expected),
     Column("AR prefill", _plain(_seconds, "speed", "ar_prefill_seconds")),
     Column("spec. prefill", _plain(_seconds, "speed", "speculative_prefill_seconds")),
     Column("repeated 4-grams", _plain(percent, "repeated_4gram_share")),

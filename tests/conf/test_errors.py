@@ -75,6 +75,8 @@ def test_wrong_types_do_not_hide_other_findings(settings):
         (["decoding.top_k=2.5"], "decoding.top_k=2.5", "a whole number of at least 1"),
         (["decoding.top_p=0"], "decoding.top_p=0", "above 0 and at most 1"),
         (["decoding.min_p=1.5"], "decoding.min_p=1.5", "between 0 and 1"),
+        (["verify=ddtree", "decoding.verifier.num_nodes=0"], "decoding.verifier.num_nodes=0", "a whole number"),
+        (["verify=adaptive", "decoding.verifier.threshold=2"], "decoding.verifier.threshold=2", "between 0 and 1"),
         (["logger=wandb", "logger.wandb.mode=of"], "logger.wandb.mode=of", "offline"),
         (["target.path=/nowhere"], "target.path=/nowhere", "config.json"),
     ],

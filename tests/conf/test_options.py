@@ -107,7 +107,7 @@ def test_known_dims_of_random_targets_are_theirs(family, settings):
 
 
 @pytest.mark.parametrize(
-    "option", ["decoding=long", "decoding=rejection", "decoding=sampled", "prompts=file", "prompts=hub"]
+    "option", ["decoding=long", "verify=rejection", "verify=ddtree", "decoding=sampled", "prompts=file", "prompts=hub"]
 )
 def test_evaluate_takes_its_target_from_the_run(option, evaluation):
     plain = evaluation(option, "block_size=4")
