@@ -54,11 +54,7 @@ class SpeculativeDecoder:
         if self.block_size < 1:
             raise ValueError(f"block_size={self.block_size}: must be at least 1")
         if self.verifier.needs_tree and target.plan.recurrent:
-            kinds = sorted({target.plan.types[i] for i in target.plan.recurrent})
-            raise ValueError(
-                f"verify={self.verifier.name}: target {target.name} has layers of type {', '.join(kinds)}, whose state "
-                "follows one path and no tree; choose verify=chain, rejection or adaptive"
-            )
+            raise target.tree_error()
 
     @torch.no_grad()
     def generate(
