@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
 
 FUSED = "fused"  # a name with "flash" in it would send transformers to look for flash kernels
 
@@ -45,5 +46,6 @@ def fused_attention(
 
 
 def register_fused() -> None:
-    """Make ``fused_attention`` known to transformers under its name."""
+    """Make ``fused_attention`` known to transformers under its name, with masks as eager attention takes them."""
     AttentionInterface.register(FUSED, fused_attention)
+    AttentionMaskInterface.register(FUSED, eager_mask)
