@@ -17,6 +17,8 @@ from typing import Any
 from dflash.check_bounds import BOUNDS, CHOICES, PRETRAINING
 from dflash.draft.layout import full_layout
 from dflash.draft.shape import shape_draft
+from dflash.hub.against import folder_findings
+from dflash.hub.folder import is_draft_folder
 
 PRETRAIN = "dflash.assemble.pretrain.pretrain"
 
@@ -54,7 +56,7 @@ def find(config: Mapping, *, build: Callable[[Any, str], Any]) -> list[str]:
         findings += _training(config)
     findings += _lengths(config, known)
     said = {finding.partition(": ")[0]: finding for finding in reversed(findings)}  # one finding for one value
-    return [finding for finding in dict.fromkeys(findings) if finding in said.values()]
+    return [finding for finding in dict.fromkeys(findings) if finding in said.values()] + _draft_folder(config, known)
 
 
 def _values(config: Mapping) -> Iterator[str]:
@@ -84,7 +86,7 @@ def _shown(value: Any) -> str:
 
 def _paths(config: Mapping) -> Iterator[str]:
     folders = ("data.corpus_root", "data.prompts.corpus_root")
-    for key in ("data.path", "data.prompts.path", *folders, "prompts.path", "validation.path"):
+    for key in ("data.path", "data.prompts.path", *folders, "prompts.path"):
         path, source = select(config, key), select(config, f"{key.rpartition('.')[0]}._target_") or ""
         if path is None or path == "???" or "hub" in source.lower() or Path(path).exists():
             continue
@@ -93,7 +95,19 @@ def _paths(config: Mapping) -> Iterator[str]:
         yield f"resume={config['resume']}: does not exist; give a run folder, a checkpoint file, or resume=auto"
     checkpoint = config.get("checkpoint")
     if checkpoint not in (None, "latest") and not Path(checkpoint).exists():
-        yield f"checkpoint={checkpoint}: does not exist; give a run folder or a checkpoint file of train.py, or latest"
+        yield (
+            f"checkpoint={checkpoint}: does not exist; give a run folder or a checkpoint file of train.py, a draft "
+            "folder, or latest"
+        )
+
+
+def _draft_folder(config: Mapping, known: Knowns) -> list[str]:
+    """What is wrong with a draft folder given as checkpoint, in itself and beside the target."""
+    folder = config.get("checkpoint")
+    if folder in (None, "latest") or not is_draft_folder(folder):
+        return []
+    known_ids = {"mask_token_id": known.mask_token_id, "stop_token_ids": known.stop_token_ids}
+    return [f"checkpoint={folder}: {finding}" for finding in folder_findings(folder, sizes=known.dims, **known_ids)]
 
 
 def _target(config: Mapping) -> tuple[Knowns, list[str]]:

@@ -22,6 +22,7 @@ LEVELS = (
     ("decode",),
     ("evaluation",),
     ("training",),
+    ("hub",),
     ("check_bounds",),
     ("check",),
     ("compose",),

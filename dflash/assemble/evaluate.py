@@ -10,15 +10,14 @@ from dflash.assemble.parts import build_parts, ready_device
 from dflash.assemble.run import Phases, origin
 from dflash.assemble.train import TRAINED, UNTRAINED, plain_settings, publish
 from dflash.compose import Run, resolve_checkpoint, write_config
-from dflash.training.checkpoint import find_checkpoint, load_draft, read_checkpoint
+from dflash.hub.source import find_source
 
 
 def evaluate(settings: dict, run: Run) -> float:
     """Decode the prompts with and without the checkpoint's draft; the mean acceptance length."""
     parts = build_parts(settings, {"target": None, "prompts": None, "decoding.verifier": object})
     ready_device(settings["device"])
-    checkpoint = find_checkpoint(resolve_checkpoint(settings["checkpoint"], settings["paths"]["outputs"]))
-    step = read_checkpoint(checkpoint)["global_step"]
+    source = find_source(resolve_checkpoint(settings["checkpoint"], settings["paths"]["outputs"]))
     if settings["device"] == "cpu":
         keep_freed_memory()
     write_config(settings, run.folder / "config.yaml")
@@ -26,10 +25,13 @@ def evaluate(settings: dict, run: Run) -> float:
     with phases("load"):
         loaded = parts["target"]()
         prompts = parts["prompts"](tokenizer=loaded.tokenizer)
-        drafts = {TRAINED: load_draft(checkpoint, loaded)}
+        draft, notes = source.load(loaded)
+        drafts = {TRAINED: draft}
         if settings["measure_untrained"]:
-            fresh = new_draft(drafts[TRAINED].shape, seed=settings["seed"])
+            fresh = new_draft(draft.shape, seed=settings["seed"])
             drafts[UNTRAINED] = fresh.to(loaded.target.device).eval()
+    for note in notes:
+        console.print(f"note: {note}", soft_wrap=True)
     with phases("measure"):
         measurements = measure_all(
             loaded,
@@ -41,11 +43,11 @@ def evaluate(settings: dict, run: Run) -> float:
             console=console,
         )
     report = {
-        "title": f"Evaluation of {checkpoint.resolve()}",
+        "title": f"Evaluation of {source.path.resolve()}",
         "kind": "evaluate",
         "provenance": origin(run.command, seed=settings["seed"], phases=phases),
         "target": describe_target(loaded),
-        "draft": describe_draft(drafts[TRAINED]) | {"checkpoint": str(checkpoint.resolve()), "step": step},
+        "draft": describe_draft(draft) | source.describe(),
         "settings": plain_settings(settings) | run.overrides,
         "measurements": measurements,
     }

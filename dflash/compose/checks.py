@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from dflash.check import find
 from dflash.check_bounds import NULLABLE
 from dflash.compose.build import build
 from dflash.compose.keys import is_group, key_of
+from dflash.hub.folder import examine as examine_folder
+from dflash.hub.folder import is_draft_folder
 
 
 def check(config: DictConfig, *, config_name: str | None = None, overrides: Sequence[str] | None = None) -> dict:
@@ -51,10 +54,14 @@ def raise_findings(findings: Iterable[str]) -> None:
 
 
 def _adopt_target(config: DictConfig) -> list[str]:
-    """evaluate.py: the target of the checkpoint's run, where none was chosen."""
-    if "checkpoint" not in config or config.target is not None:
+    """evaluate.py: the target of the checkpoint's run, where none was chosen; a draft folder knows the mask token."""
+    if "checkpoint" not in config:
         return []
     path = resolve_checkpoint(config.checkpoint, config.paths.outputs)
+    if is_draft_folder(path):
+        return _adopt_mask_token(config, path)
+    if config.target is not None:
+        return []
     if not path.exists():
         if config.checkpoint != "latest":
             return []  # found later
@@ -69,6 +76,15 @@ def _adopt_target(config: DictConfig) -> list[str]:
     with open_dict(config):
         config.target = OmegaConf.merge(loaded.target, {"device": config.device})
         config.target_facts = loaded.target_facts
+    return []
+
+
+def _adopt_mask_token(config: DictConfig, folder: Path) -> list[str]:
+    if config.target is None:
+        return [f"checkpoint={config.checkpoint}: a draft folder names no target; say which, as in target=tiny_gpt_oss"]
+    with suppress(ValueError):  # a folder that cannot be read is found later
+        if OmegaConf.select(config, "target.mask_token_id", default=0) is None:
+            config.target.mask_token_id = examine_folder(folder).shape.mask_token_id
     return []
 
 

@@ -1,0 +1,1 @@
+"""Drafts in the field's formats: export, import and inspection of draft folders (``python -m dflash.hub``)."""
