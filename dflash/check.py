@@ -86,7 +86,7 @@ def _shown(value: Any) -> str:
 
 def _paths(config: Mapping) -> Iterator[str]:
     folders = ("data.corpus_root", "data.prompts.corpus_root")
-    for key in ("data.path", "data.prompts.path", *folders, "prompts.path"):
+    for key in ("data.path", "data.prompts.path", *folders, "prompts.path", "validation.path"):
         path, source = select(config, key), select(config, f"{key.rpartition('.')[0]}._target_") or ""
         if path is None or path == "???" or "hub" in source.lower() or Path(path).exists():
             continue

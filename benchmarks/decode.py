@@ -1,0 +1,239 @@
+"""Decoding speed, every contender side by side: ours, and what transformers' generate offers for the same models.
+
+    python benchmarks/decode.py [--checkpoint latest] [--prompts 16] [--tokens 96] [--repeats 3] [--out FOLDER]
+
+One target, one draft, greedy, the same prompts. Repeats take turns over all contenders, so that a busy machine slows
+them alike; a contender's time is the median over repeats of its seconds over all prompts, prefill included. Contenders
+whose tokens are not the target's own are marked. Beside the table: where a round's time goes, the speedup that these
+terms allow (acceptance / (t_verify + t_draft) in steps of the loop), batches, and context lengths from 128 tokens up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from dflash.allocator import keep_freed_memory
+from dflash.data.prompts import read_prompts
+from dflash.decode.baseline import AutoregressiveDecoder
+from dflash.decode.decoder import SpeculativeDecoder
+from dflash.decode.verify import DDTree
+from dflash.evaluation.plots import render, tidy
+from dflash.hub.assistant import load_assistant
+from dflash.hub.transfer import export
+from dflash.target.load import LoadedTarget, local_target
+from dflash.training.checkpoint import find_checkpoint, load_draft
+
+Prompts = Sequence[Sequence[int]]
+Contender = Callable[[Prompts], list[list[int]]]  # decodes the prompts, gives their new tokens
+
+
+def ours(decoder, *, batch_size: int, tokens: int, stops: Sequence[int]) -> Contender:
+    """One of our decoders over batches of prompts."""
+
+    def run(prompts: Prompts) -> list[list[int]]:
+        batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
+        traces = [decoder.generate(b, max_new_tokens=tokens, stop_token_ids=stops)[0] for b in batches]
+        return [list(trace.tokens) for batch in traces for trace in batch]
+
+    return run
+
+
+def theirs(loaded: LoadedTarget, *, tokens: int, **options) -> Contender:
+    """transformers' generate, prompt by prompt."""
+    model, pad = loaded.target.model, loaded.tokenizer.pad_token_id
+
+    def run(prompts: Prompts) -> list[list[int]]:
+        found = []
+        for prompt in prompts:
+            ids = torch.tensor([prompt], device=model.device)
+            out = model.generate(
+                ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=tokens, pad_token_id=pad,
+                eos_token_id=list(loaded.stop_token_ids), **options,
+            )  # fmt: skip
+            found.append(out[0, len(prompt) :].tolist())
+        return found
+
+    return run
+
+
+def contenders(loaded: LoadedTarget, draft, checkpoint: Path, folder: Path, *, tokens: int) -> dict[str, Contender]:
+    """Name -> contender; the first is the loop that all are held against, batch by batch."""
+    export(checkpoint, folder, format="transformers", target=loaded.target.name)
+    loop, chain = AutoregressiveDecoder(loaded.target), SpeculativeDecoder(loaded.target, draft)
+    tree = SpeculativeDecoder(loaded.target, draft, verifier=DDTree(num_nodes=16))
+    limits = {"tokens": tokens, "stops": loaded.stop_token_ids}
+    found = {f"ours: loop, batch {size}": ours(loop, batch_size=size, **limits) for size in (1, 4, 16)}
+    found |= {f"ours: draft, batch {size}": ours(chain, batch_size=size, **limits) for size in (1, 4, 16)}
+    found["ours: draft, tree of 16, batch 1"] = ours(tree, batch_size=1, **limits)
+    found["transformers: loop"] = theirs(loaded, tokens=tokens)
+    found["transformers: prompt lookup"] = theirs(loaded, tokens=tokens, prompt_lookup_num_tokens=7)
+    assistant = load_assistant(folder)
+    found["transformers: dflash"] = theirs(loaded, tokens=tokens, assistant_model=assistant, speculation_type="dflash")
+    return found
+
+
+def race(field: dict[str, Contender], prompts: Prompts, *, repeats: int, console: Console) -> dict[str, dict]:
+    """Seconds and tokens of every contender, repeats taking turns."""
+    for contender in field.values():
+        contender(prompts[:1])  # warm-up
+    seconds: dict[str, list[float]] = {name: [] for name in field}
+    outputs = {}
+    for _ in track(range(repeats), "repeats", console=console):
+        for name, contender in field.items():
+            started = time.perf_counter()
+            outputs[name] = contender(prompts)
+            seconds[name].append(time.perf_counter() - started)
+    own = outputs[next(iter(field))]
+    return {
+        name: {
+            "seconds": values,
+            "tokens_per_second": sum(map(len, outputs[name])) / statistics.median(values),
+            "equal": sum(a == b for a, b in zip(outputs[name], own, strict=True)),
+            "of": len(own),
+        }
+        for name, values in seconds.items()
+    }
+
+
+def median_seconds(call: Callable[[], object], *, repeats: int = 30) -> float:
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+@torch.no_grad()
+def terms(loaded: LoadedTarget, draft, prompt: Sequence[int]) -> dict[str, float]:
+    """Seconds of the parts of a round at batch 1: a step of the loop, verification, and the draft's work."""
+    target, K = loaded.target, draft.shape.block_size
+    session = target.open(1, capacity=len(prompt) + 2 * K, taps=draft.shape.taps)
+    ids = torch.tensor([prompt], device=target.device)
+    length = torch.tensor([len(prompt)], device=target.device)
+    _, taps = session.advance(ids)
+    session.keep(length, longest=len(prompt))
+    proposer = draft.open(1, capacity=len(prompt) + 2 * K)
+    proposer.extend(taps, length, longest=len(prompt), ragged=False)
+    block, one = ids[:, :K], ids[:, :1]
+    taps = session.advance(block)[1]
+    noise, none = target.embed(block), torch.zeros_like(length)
+    loop = target.open(1, capacity=len(prompt) + 2)
+    loop.advance(ids)
+    loop.keep(length, longest=len(prompt))
+    return {
+        "step": median_seconds(lambda: target.logits(loop.advance(one)[0])),
+        "verify": median_seconds(lambda: target.logits(session.advance(block)[0])),
+        "propose": median_seconds(lambda: target.logits(proposer.propose(noise)[:, 1:])),
+        "extend": median_seconds(lambda: proposer.extend(taps, none, longest=len(prompt), ragged=False)),
+    }
+
+
+def at_lengths(loaded: LoadedTarget, draft, lengths: Sequence[int], *, tokens: int) -> list[dict]:
+    """Decode speed, prefill apart, behind contexts of these lengths: the target's own text, cut or repeated."""
+    rows = []
+    loop, chain = AutoregressiveDecoder(loaded.target), SpeculativeDecoder(loaded.target, draft)
+    text = loaded.tokenizer(Path(json.__file__).with_name("decoder.py").read_text())["input_ids"]
+    for length in lengths:
+        prompt = (text * (length // len(text) + 1))[:length]
+        row = {"context_tokens": length}
+        for name, decoder in (("loop", loop), ("draft", chain)):
+            runs = [decoder.generate([prompt], max_new_tokens=tokens) for _ in range(3)]
+            rates = [(len(traces[0].tokens) - 1) / timing.decode_seconds for traces, timing in runs]
+            row[f"{name}_tokens_per_second"] = statistics.median(rates)
+        trace = runs[-1][0][0]
+        row["acceptance"] = (len(trace.tokens) - 1) / len(trace.lengths)
+        dims = loaded.target.dims
+        values = 2 * dims.num_layers * dims.num_kv_heads * dims.head_dim * (length + tokens)
+        row["kv_cache_mib"] = values * loaded.target.dtype.itemsize / 2**20
+        rows.append(row)
+    return rows
+
+
+def show(result: dict, console: Console) -> None:
+    first = next(iter(result["race"].values()))["tokens_per_second"]
+    table = Table(title=f"greedy, {result['prompts']} prompts, {result['tokens']} new tokens")
+    for column in ("contender", "tok/s", "x our loop, batch 1", "equal to it"):
+        table.add_column(column, justify="left" if column == "contender" else "right")
+    for name, row in result["race"].items():
+        rate = row["tokens_per_second"]
+        table.add_row(name, f"{rate:.0f}", f"{rate / first:.2f}", f"{row['equal']} of {row['of']}")
+    console.print(table)
+    parts = result["terms"]
+    in_steps = ", ".join(f"{name} {seconds / parts['step']:.2f}" for name, seconds in parts.items())
+    console.print(f"a round in steps of the loop ({1000 * parts['step']:.2f} ms): {in_steps}")
+    console.print(
+        f"acceptance {result['acceptance']:.2f}: at most {result['limit']:.2f}x by these terms, "
+        f"{result['ideal_limit']:.2f}x if verification cost one step"
+    )
+    for row in result["lengths"]:
+        console.print(", ".join(f"{key} {value:.4g}" for key, value in row.items()))
+
+
+def picture(result: dict) -> bytes:
+    """Tokens per second of every contender, as a PNG."""
+    figure = Figure(figsize=(7.5, 4.5), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    tidy(axes)
+    names = list(result["race"])[::-1]
+    bars = axes.barh(names, [result["race"][name]["tokens_per_second"] for name in names])
+    axes.bar_label(bars, fmt="%.0f", padding=3)
+    axes.set_xlabel(f"tokens per second, greedy, prefill included ({result['threads']} threads)")
+    return render(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--checkpoint", default="outputs/latest", help="run folder or checkpoint (%(default)s)")
+    parser.add_argument("--target", default="assets/tiny_gpt_oss", help="model folder (%(default)s)")
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=96)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--lengths", type=int, nargs="*", default=[128, 512, 2048, 8192])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", default="outputs/benchmarks/decode", help="folder of decode.json (%(default)s)")
+    options = parser.parse_args()
+    console = Console()
+    keep_freed_memory()
+    loaded = local_target(path=options.target, attention="fused", experts="grouped_mm", device=options.device)()
+    checkpoint = find_checkpoint(options.checkpoint)
+    draft = load_draft(checkpoint, loaded)
+    prompts = read_prompts("assets/prompts/held_out.jsonl", loaded.tokenizer, count=options.prompts)
+    ids = [list(prompt.ids) for prompt in prompts]
+    with tempfile.TemporaryDirectory() as folder:
+        field = contenders(loaded, draft, checkpoint, Path(folder) / "assistant", tokens=options.tokens)
+        raced = race(field, ids, repeats=options.repeats, console=console)
+    traces, _ = SpeculativeDecoder(loaded.target, draft).generate(
+        ids, max_new_tokens=options.tokens, stop_token_ids=loaded.stop_token_ids
+    )
+    acceptance = sum(sum(t.lengths) for t in traces) / sum(len(t.lengths) for t in traces)
+    parts = terms(loaded, draft, max(ids, key=len))
+    work = parts["propose"] + parts["extend"]
+    result = {
+        "prompts": len(ids), "tokens": options.tokens, "threads": torch.get_num_threads(), "torch": torch.__version__,
+        "race": raced, "terms": parts, "acceptance": acceptance,
+        "limit": acceptance * parts["step"] / (parts["verify"] + work),
+        "ideal_limit": acceptance / (1 + work / parts["step"]),
+        "lengths": at_lengths(loaded, draft, options.lengths, tokens=64),
+    }  # fmt: skip
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "decode.json").write_text(json.dumps(result, indent=2))
+    (out / "decode.png").write_bytes(picture(result))
+    show(result, console)
+
+
+if __name__ == "__main__":
+    main()
