@@ -9,6 +9,10 @@ from dflash.data.corpus import SourceFile, read_corpus
 from dflash.target.tokenizer import train_tokenizer
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz-cases", type=int, default=500, help="random decoding cases to run (%(default)s)")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     """Models of tests are so small that threads only wait for each other, the longer the busier the machine."""

@@ -18,11 +18,23 @@ Change = Callable[[int, int, int], int]  # (row, index in the sequence, right to
 
 
 class ScriptedDraft:
-    """sequences: for each row, prompt and continuation, long enough for every block that may be proposed."""
+    """sequences: for each row, prompt and continuation, long enough for every block that may be proposed.
 
-    def __init__(self, target: Target, shape: DraftShape, sequences: Sequence[Sequence[int]], change: Change):
+    sureness: scale of the hidden states; at 1 the draft's probabilities are nearly uniform, at 30 nearly certain.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        shape: DraftShape,
+        sequences: Sequence[Sequence[int]],
+        change: Change,
+        *,
+        sureness: float = 1.0,
+    ):
         self.shape = shape
         self.target = target
+        self.sureness = sureness
         self.sequences = [list(sequence) for sequence in sequences]
         self.change = change
 
@@ -33,7 +45,11 @@ class ScriptedDraft:
     def only(self, row: int) -> ScriptedDraft:
         """The same script for one row alone."""
         return ScriptedDraft(
-            self.target, self.shape, [self.sequences[row]], lambda _, index, token: self.change(row, index, token)
+            self.target,
+            self.shape,
+            [self.sequences[row]],
+            lambda _, index, token: self.change(row, index, token),
+            sureness=self.sureness,
         )
 
 
@@ -57,7 +73,7 @@ class ScriptedSession:
             assert torch.equal(noise_BKH[i, 0], anchor), "the block does not start at the token behind its context"
             for k in range(1, noise_BKH.shape[1]):
                 hidden[i, k] = weight[self.draft.change(row, length + k, sequence[length + k])]
-        return hidden
+        return hidden * self.draft.sureness
 
     def select(self, rows: Tensor, *, longest: int, ragged: bool) -> None:
         self.rows = [self.rows[i] for i in rows.tolist()]
