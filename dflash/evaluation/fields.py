@@ -15,7 +15,7 @@ KEY_ORDER = (
     *("title", "kind", "provenance", "target", "draft", "data", "settings", "measurements", "curve"),
     *("job", "status", "error", "command", "seed", "machine", "threads", "git_commit", "versions", "seconds", "python"),
     *("step", "label", "name", "family", "block_size", "batch_size", "temperature", "num_prompts", "max_new_tokens"),
-    *("cuts", "verifier", "acceptance", "proposals", "speed", "lossless", "chain_walk", "num_documents"),
+    *("cuts", "verifier", "acceptance", "proposals", "speed", "lossless", "chain_walk", "divergence", "num_documents"),
     *("mean", "mean_interval", "low", "high", "median", "p90", "mean_of_prompts", "num_rounds", "num_tokens", "loss"),
     *("prefix_survival", "histogram", "ar_tokens_per_second", "speculative_tokens_per_second"),
     *("mean_prompt_speedup", "mean_prompt_speedup_interval", "total_speedup"),
@@ -111,7 +111,12 @@ def histogram_counts(measurement: Mapping) -> dict[int, int]:
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested measurement as one level of dotted names: acceptance.mean, acceptance.mean_interval.low, ..."""
+    """A nested measurement as one level of dotted names: acceptance.mean, acceptance.mean_interval.low, ...
+
+    What is told prompt by prompt stays in report.json.
+    """
+    if prefix.endswith("per_prompt"):
+        return {}
     if prefix.endswith("_interval") and (value is None or len(value) == 2):
         low, high = value or (None, None)
         items = [("low", low), ("high", high)]

@@ -16,6 +16,7 @@ from dflash.decode.sampling import Sampling
 from dflash.decode.verify import Verifier
 from dflash.draft.draft import Draft
 from dflash.evaluation.acceptance import AcceptanceStats, bootstrap_ratio, chain_walk, repeated_ngram_share
+from dflash.evaluation.divergence import divergence
 from dflash.target.target import Target
 from dflash.types import DecodeTiming, DecodeTrace
 
@@ -39,7 +40,8 @@ def measure(
     warm_up: bool = True,
     on_tokens: Callable[[int], None] | None = None,
 ) -> dict:
-    """One entry of a report's ``measurements``: acceptance, speed, losslessness, chain walk (greedy only).
+    """One entry of a report's ``measurements``: acceptance, speed, losslessness, chain walk (greedy only),
+    divergence (greedy and below fp32 only).
 
     Decodes len(prompts) prompts twice. ``on_tokens`` is called with the number of tokens each round emitted.
     """
@@ -85,8 +87,11 @@ def _results(decoder: SpeculativeDecoder, prompts: Sequence[Tokens], pairs: list
         "speed": _speed(pairs),
         "lossless": {"equal": sum(same), "total": len(same)} if exact else None,
         "chain_walk": None,
+        "divergence": None,
         "repeated_4gram_share": repeated_ngram_share([trace.tokens for trace in own]),
     }
+    if sampling.greedy:
+        result["divergence"] = divergence(decoder.target, prompts, own, ours, block_size=block_size)
     if sampling.greedy and decoder.verifier.whole_chain:
         continuations = [trace.tokens for trace in own]
         walked = chain_walk(decoder.target, decoder.draft, prompts, continuations, block_size=block_size)

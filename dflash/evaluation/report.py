@@ -51,6 +51,10 @@ HOW_TO_READ = """\
   the prompts' own ratios (with 95 % interval) and over all tokens together. Below 1 speculation slows things down.
 * **Round cost**: time of one round in AR steps. Speedup is about mean acceptance length / round cost.
 * **Lossless**: prompts whose output equals the target's own, token by token.
+* **Regret** (below fp32 only): how far a chosen token's logit lies below the target's best in one teacher-forced pass.
+  The bound is twice the largest difference between the logits of that pass and of passes over blocks of the same
+  tokens, and at least twice the spacing of numbers at the largest logit: rounding alone stays within it. In fp32
+  outputs must be equal.
 * **Chain walk**: prompts whose acceptance lengths, worked out from one teacher-forced pass, equal real decoding's.
 * **Repeated 4-grams**: share of 4-grams in the target's output that occurred before in it. Loops are easy to predict,
   so a high share makes the acceptance look better than it is.
