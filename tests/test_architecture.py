@@ -27,6 +27,7 @@ LEVELS = (
     ("check",),
     ("compose",),
     ("assemble",),
+    ("chat",),
     SCRIPTS,
 )
 # Each framework stays behind its border. At a border of types, an import that only type checkers see may cross.

@@ -6,7 +6,7 @@ Heavy libraries are not imported here, so that --help, --cfg and a wrong key ans
 from dflash.compose.build import build
 from dflash.compose.checks import check, raise_findings, resolve_checkpoint
 from dflash.compose.job import CombineReports, Run, current_run, write_config
-from dflash.compose.launch import launch, plain_errors
+from dflash.compose.launch import launch, plain_errors, read_settings
 from dflash.compose.schema import register
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "launch",
     "plain_errors",
     "raise_findings",
+    "read_settings",
     "register",
     "resolve_checkpoint",
     "write_config",

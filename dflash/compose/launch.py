@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dflash.compose.checks import examine, first_line, kind_of, raise_findings
+from dflash.compose.checks import check, examine, first_line, kind_of, raise_findings
 from dflash.compose.keys import CONF, is_group, key_of
 from dflash.compose.schema import register
 
@@ -65,11 +65,32 @@ def launch(main: Callable[[], Any], *, config_name: str) -> int:
     return 0
 
 
+def read_settings(config_name: str, overrides: Sequence[str]) -> dict:
+    """Checked plain settings with these overrides, for programs that Hydra does not start.
+
+    Raises ValueError that lists every finding.
+    """
+    register()
+    with _ready():
+        try:
+            config = hydra.compose(config_name, overrides=list(overrides))
+        except (HydraException, OmegaConfBaseException):
+            raise_findings(composition_findings(config_name, overrides))
+            raise
+        return check(config, config_name=config_name, overrides=overrides)
+
+
+def _ready():
+    """Hydra ready to compose: as it is where it runs already, else over conf/ for a while."""
+    if GlobalHydra.instance().is_initialized():
+        return nullcontext()
+    return hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF))
+
+
 def composition_findings(config_name: str, overrides: Sequence[str]) -> list[str]:
     """What is wrong with a command line that does not compose: each override is tried on top of the good ones."""
     good, findings = [], []
-    ready = GlobalHydra.instance().is_initialized()
-    with nullcontext() if ready else hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+    with _ready():
         for override in sorted(overrides, key=lambda o: not is_group(o)):
             try:
                 hydra.compose(config_name, overrides=[*good, override])

@@ -1,0 +1,1 @@
+"""Talking to a target through its draft: ``python -m dflash.chat``."""
