@@ -105,4 +105,4 @@ class Keys:
     def close(self) -> None:
         """Note every key that nobody has asked for."""
         for key in sorted(set(self.values) - self._taken):
-            self.note(key, "is not a key this format has; what it would change is unknown")
+            self.note(key, "is not a key this format has; delete it if it changes nothing in the draft")

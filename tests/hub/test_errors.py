@@ -10,7 +10,8 @@ import torch
 from spoil import ROPES, SHAPE, SHAPES, edit_config, edit_tensors, make_bundle
 
 from dflash.hub.convert import read_folder
-from dflash.hub.folder import examine, read_config
+from dflash.hub.folder import examine, format_named, read_config
+from dflash.hub.tensors import tensor_shapes
 
 YARN_OLD = {key: value for key, value in ROPES["yarn"].items() if key not in ("rope_theta", "rope_type")}
 
@@ -37,8 +38,8 @@ def test_keys_and_tensors_are_all_told_at_once(write):
     assert findings(folder) == [
         "hidden_act='gelu' is not supported; must be 'silu'",
         "rms_norm_eps is missing",
-        "dflash_config.selector_rank is not a key this format has; what it would change is unknown",
-        "unheard_of is not a key this format has; what it would change is unknown",
+        "dflash_config.selector_rank is not a key this format has; delete it if it changes nothing in the draft",
+        "unheard_of is not a key this format has; delete it if it changes nothing in the draft",
         "tensor norm.weight is missing; wanted [32]",
         "tensor lm_head.weight has no place in this draft",
         "tensor fc.weight is of type I8; wanted one of F32, BF16, F16",
@@ -155,6 +156,31 @@ def test_folders_of_other_writers_are_read(write):
     assert read_folder(folder).shape == SHAPE
     edit_config(folder, use_sliding_window=True, sliding_window=9, max_window_layers=1)  # Qwen3's rule of layers
     assert read_folder(folder).shape.layout == (None, 9)
+
+
+def test_a_published_configuration():
+    """The keys of the draft released for Qwen3-4B, as trainers of that time wrote them; and of DFlash 2's, refused."""
+    config = {
+        **{"architectures": ["DFlashDraftModel"], "model_type": "qwen3", "auto_map": {"AutoModel": "dflash.X"}},
+        **{"attention_bias": False, "attention_dropout": 0.0, "block_size": 16, "bos_token_id": 151643},
+        **{"dflash_config": {"mask_token_id": 151669, "target_layer_ids": [1, 9, 17, 25, 33]}, "dtype": "bfloat16"},
+        **{"eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 2560},
+        **{"initializer_range": 0.02, "intermediate_size": 9728, "layer_types": ["full_attention"] * 5},
+        **{"max_position_embeddings": 40960, "max_window_layers": 5, "num_attention_heads": 32},
+        **{"num_hidden_layers": 5, "num_key_value_heads": 8, "num_target_layers": 36, "rms_norm_eps": 1e-06},
+        **{"rope_scaling": None, "rope_theta": 1000000, "sliding_window": None, "tie_word_embeddings": True},
+        **{"transformers_version": "4.57.3", "use_cache": True, "use_sliding_window": False, "vocab_size": 151936},
+    }
+    known = format_named("zlab").from_config(config)
+    assert known.findings == known.notes == ()
+    shape = known.shape
+    assert (shape.taps, shape.block_size, shape.mask_token_id) == ((1, 9, 17, 25, 33), 16, 151669)
+    assert shape.rope_parameters == {"rope_type": "default", "rope_theta": 1000000} and shape.layout == (None,) * 5
+    assert len(tensor_shapes(shape)) == 58
+    second = config | {"dflash_config": config["dflash_config"] | {"conv_kernel_size": 2, "selector_top_k": 16}}
+    assert [line.partition(" ")[0] for line in format_named("zlab").from_config(second).findings] == [
+        *("dflash_config.conv_kernel_size", "dflash_config.selector_top_k")
+    ]
 
 
 def test_speculators_without_copies_and_without_the_targets_depth(write):
