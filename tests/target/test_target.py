@@ -10,6 +10,7 @@ from toys import TARGET_FAMILIES, packed_batch, plain_batch, tiny_target
 from transformers import (
     Cohere2Config,
     FalconH1Config,
+    JambaConfig,
     Llama4TextConfig,
     MambaConfig,
     MiniMaxConfig,
@@ -107,6 +108,17 @@ def test_a_recurrent_layer_that_forgets_its_state_is_refused_by_its_type():
     model.model.layers[0].linear_attn.forward = lambda *args, cache_params, **rest: forward(*args, **rest)
     with pytest.raises(ValueError, match="layers of type linear_attention do not go on from a restored state"):
         Target(model, name="forgetful")
+
+
+def test_a_family_that_forgets_when_several_tokens_come_at_once_is_refused():
+    """Jamba: its scan over several tokens starts from nothing, though single steps and the convolution do not."""
+    config = JambaConfig(
+        **SMALL, attn_layer_period=2, attn_layer_offset=1, num_experts=2, mamba_d_state=4, use_mamba_kernels=False
+    )
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        with pytest.raises(ValueError, match="layers of type linear_attention do not go on from a restored state"):
+            Target(build_model(config).to(dtype), name="jamba")
 
 
 def test_a_hybrid_packs_documents_into_passes_no_larger_than_the_batch():
