@@ -13,6 +13,7 @@ from hydra.utils import get_object
 from dflash.assemble.train import train_parts
 from dflash.check import PRETRAIN
 from dflash.compose.keys import CONF
+from dflash.target.families import FAMILIES
 
 # What assembly hands to partial factories when it calls them: (positional arguments, names).
 CALLS = {
@@ -96,7 +97,7 @@ def test_experiment_wins_over_primary_and_command_line_wins_over_both(settings):
     assert settings("trainer=debug")["steps"] == 4
 
 
-@pytest.mark.parametrize("family", ["gpt_oss", "qwen3", "qwen3_moe", "llama"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_known_dims_of_random_targets_are_theirs(family, settings):
     from dflash.assemble.parts import build_parts
 
