@@ -140,7 +140,12 @@ class AcceptanceEval(L.Callback):
 
 
 class ProgressBar(RichProgressBar):
-    """Rich progress over optimizer steps, not over the endless stream of batches, with loss and acceptance."""
+    """Rich progress over the whole run, not over the endless stream of batches, with loss and acceptance."""
+
+    @property
+    def total_train_batches(self) -> int:
+        """Micro-batches of the whole run: Lightning would count the steps left, against batches since step 0."""
+        return self.trainer.max_steps * self.trainer.datamodule.accumulate
 
     def get_metrics(self, trainer: L.Trainer, module) -> dict:
         shown = {"loss": "train/loss", "acceptance": METRIC}

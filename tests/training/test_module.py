@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
+import lightning as L
 import pytest
 import torch
 
 from dflash.data.modules import DistillationDataModule
 from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.evaluation.measure import measure
-from dflash.training.callbacks import AcceptanceEval
+from dflash.training.callbacks import AcceptanceEval, ProgressBar
 from dflash.training.optim import adamw
 from tests.training.conftest import fit, make_setup, weights
 
@@ -98,3 +99,16 @@ def test_the_callback_rejects_intervals_that_do_not_fit():
     setup = make_setup()
     with pytest.raises(ValueError, match="decode_every=3: must be a positive multiple of eval_every=2"):
         AcceptanceEval(setup.loaded, setup.prompts, every=2, decode_every=3)
+
+
+def test_the_progress_bar_counts_the_whole_run(tmp_path):
+    """Of a resumed run under accumulation, too: it ends full, neither beyond its end nor short of it."""
+    fit(make_setup(accumulate=2, batch_size=2), tmp_path, steps=2, evaluate=False)
+    setup, bar = make_setup(accumulate=2, batch_size=2), ProgressBar()
+    trainer = L.Trainer(
+        accelerator="cpu", max_steps=5, max_epochs=-1, logger=False, callbacks=[bar], enable_checkpointing=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(setup.module, setup.data, ckpt_path=tmp_path / "end.ckpt", weights_only=True)
+    (task,) = bar.progress.tasks
+    assert (task.completed, task.total) == (10, 10)
