@@ -49,13 +49,15 @@ def _row_losses(head: nn.Module, hidden_SH: Tensor, labels_S: Tensor) -> Tensor:
 
 @torch.no_grad()
 def held_out_bits(model: PreTrainedModel, batches: Iterable[TokenBatch], *, num_bytes: int) -> float:
-    """Bits per byte over windows that overlap: only the tokens a window was made for (``supervised``) are scored."""
+    """Bits per byte over windows that overlap."""
     model.eval()
-    nats = 0.0
-    for batch in batches:
-        nll_BS, counted_BS = next_token_losses(model, batch.to(model.device))
-        nats += nll_BS[counted_BS & batch.supervised_BS.to(model.device)].double().sum().item()
-    return nats / math.log(2) / num_bytes
+    return sum(_scored_nats(model, batch.to(model.device)) for batch in batches) / math.log(2) / num_bytes
+
+
+def _scored_nats(model: PreTrainedModel, batch: TokenBatch) -> float:
+    """Of overlapping windows only the tokens a window was made for are scored (``supervised``), each exactly once."""
+    nll_BS, counted_BS = next_token_losses(model, batch)
+    return nll_BS[counted_BS & batch.supervised_BS].double().sum().item()
 
 
 class PretrainModule(L.LightningModule):
@@ -91,9 +93,7 @@ class PretrainModule(L.LightningModule):
         self.held_out_nats = 0.0
 
     def validation_step(self, batch: TokenBatch, _):
-        nll_BS, counted_BS = next_token_losses(self.model, batch)
-        # Windows overlap: only tokens the window was made for are scored (``supervised``), each exactly once.
-        self.held_out_nats += nll_BS[counted_BS & batch.supervised_BS].double().sum().item()
+        self.held_out_nats += _scored_nats(self.model, batch)
 
     def on_validation_epoch_end(self):
         bits_per_byte = self.held_out_nats / math.log(2) / self.held_out_bytes
