@@ -1,4 +1,4 @@
-"""The objective: terms x weighting x named normaliser, over the vocabulary in chunks with recomputation.
+"""The objective: terms x weighting x named normaliser, over the vocabulary in chunks.
 
 Stands at the end of the training flow: draft hidden states in, sums out. Numerator and denominator stay apart, so that
 accumulation and ranks add sums before dividing.
@@ -11,8 +11,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
+from dflash.objective.chunks import sum_chunks
 from dflash.objective.terms import Term
 from dflash.objective.weights import Weighting
 from dflash.types import AnchoredBlocks, LossTerms, TargetFeatures
@@ -71,12 +71,15 @@ class Objective:
         labels_MP = blocks.labels_BAK[valid][:, 1:]
         mask_MP = blocks.label_mask_BAK[valid][:, 1:]
         last_MPH = self._target_states(blocks, features)[valid] if self.needs_target else None
-        total = hidden_BAKH.sum() * 0.0 + hidden_BAKH.new_zeros(_NUM_SUMS, dtype=torch.float32)
-        for start in range(0, len(hidden_MPH), self.chunk_blocks):
-            part = slice(start, start + self.chunk_blocks)
+
+        def evaluate(chunk_MPH: Tensor, part: slice) -> Tensor:
             last = None if last_MPH is None else last_MPH[part]
-            args = (target, hidden_MPH[part], labels_MP[part], mask_MP[part], last)
-            total = total + checkpoint(self._chunk, *args, use_reentrant=False, preserve_rng_state=False)
+            return self._chunk(target, chunk_MPH, labels_MP[part], mask_MP[part], last)
+
+        # Without a valid block the draft still takes part in backward: other ranks wait for its gradients.
+        total = hidden_BAKH.sum() * 0.0 + hidden_BAKH.new_zeros(_NUM_SUMS, dtype=torch.float32)
+        if len(hidden_MPH):
+            total = sum_chunks(evaluate, hidden_MPH, chunk_blocks=self.chunk_blocks)
         return self._named(total, num_rows=valid.any(1).sum())
 
     def _target_states(self, blocks: AnchoredBlocks, features: TargetFeatures) -> Tensor:
@@ -96,8 +99,8 @@ class Objective:
         with torch.no_grad():
             chosen = logits.gather(-1, labels_MP[..., None])[..., 0]
             confidence = (chosen - logits.logsumexp(-1)).exp()
-            weights = self.weighting(confidence, mask_MP)
             hits = (logits.argmax(-1) == labels_MP) & mask_MP
+            weights = self.weighting(confidence, hits, mask_MP)
             prefix = hits.long().cumprod(-1)
         sums = (
             weights.sum(),
