@@ -41,10 +41,10 @@ def distil(settings: dict, run: Run) -> float | None:
     with phases("load target"):
         loaded: LoadedTarget = parts["target"]()
     prompts, validation = (parts[name](tokenizer=loaded.tokenizer) for name in ("prompts", "validation"))
-    module = _module(settings, parts, loaded)
+    module = make_module(settings, parts, loaded)
     with phases("prepare data"):
-        data = _data(settings, parts["data"], loaded, console)
-    callbacks = _callbacks(parts, loaded, validation, run.folder)
+        data = make_data(settings, parts["data"], loaded, console)
+    callbacks = make_callbacks(parts, loaded, validation, run.folder)
     trainer = make_trainer(
         parts["trainer"],
         steps=settings["steps"],
@@ -116,7 +116,7 @@ def train_parts(settings: dict) -> dict[str, Any]:
     return build_parts(settings, kinds | callbacks | dict(sorted(others)) | members(settings, "logger"))
 
 
-def _module(settings: dict, parts: dict, loaded: LoadedTarget) -> DistillationModule:
+def make_module(settings: dict, parts: dict, loaded: LoadedTarget) -> DistillationModule:
     shape = parts["draft"](loaded.target.dims, block_size=settings["block_size"], mask_token_id=loaded.mask_token_id)
     names = ("steps", "num_anchors", "seed", "accumulate", "clip")
     draft = new_draft(shape, seed=settings["seed"])
@@ -133,7 +133,7 @@ def _module(settings: dict, parts: dict, loaded: LoadedTarget) -> DistillationMo
     )
 
 
-def _data(settings: dict, recipe: DataRecipe, loaded: LoadedTarget, console: Console) -> DistillationDataModule:
+def make_data(settings: dict, recipe: DataRecipe, loaded: LoadedTarget, console: Console) -> DistillationDataModule:
     with bar(console, "responses of the target", unit="prompts") as advance:
         documents = recipe.open(loaded, advance)
     pad = loaded.tokenizer.pad_token_id
@@ -145,7 +145,7 @@ def _data(settings: dict, recipe: DataRecipe, loaded: LoadedTarget, console: Con
     )
 
 
-def _callbacks(parts: dict, loaded: LoadedTarget, validation: list[Prompt], folder: Path) -> list[Callback]:
+def make_callbacks(parts: dict, loaded: LoadedTarget, validation: list[Prompt], folder: Path) -> list[Callback]:
     """Acceptance first: the best checkpoint is chosen by what it has just measured."""
     callbacks: list[Callback] = []
     if parts["callbacks.acceptance"] is not None:

@@ -48,7 +48,7 @@ class AcceptanceStats:
         return bootstrap_ratio(tokens, rounds, num_resamples=num_resamples, seed=seed)
 
     def to_dict(self) -> dict:
-        """JSON-able: mean with interval, median, p90, histogram, and prefix survival by slot."""
+        """JSON-able: mean with interval, median, p90, histogram, prefix survival; [tokens, rounds] per prompt."""
         pooled = self.pooled
         histogram = Counter(pooled.tolist())
         prompt_means = [np.mean(row) for row in self.lengths if row]
@@ -63,6 +63,7 @@ class AcceptanceStats:
             "prefix_survival": [float((pooled >= n).mean()) if len(pooled) else float("nan") for n in lengths],
             "num_rounds": len(pooled),
             "num_tokens": int(pooled.sum()),
+            "per_prompt": [[sum(row), len(row)] for row in self.lengths],
         }
 
 

@@ -119,7 +119,10 @@ def _proposals(traces: list[DecodeTrace]) -> dict:
 
 
 def _speed(pairs: list[tuple[Run, Run]]) -> dict:
-    """Decode time without prefill. A round's cost is in autoregressive steps of the same batch size."""
+    """Decode time without prefill. A round's cost is in autoregressive steps of the same batch size.
+
+    per_prompt: of every batch that decoded anything, tokens and seconds of the baseline, then of the draft's decoding.
+    """
     tokens = np.array([[_decoded(traces) for traces, _ in pair] for pair in pairs], dtype=np.float64)
     seconds = np.array([[timing.decode_seconds for _, timing in pair] for pair in pairs])
     rounds = np.array([[timing.num_rounds for _, timing in pair] for pair in pairs], dtype=np.float64)
@@ -140,6 +143,7 @@ def _speed(pairs: list[tuple[Run, Run]]) -> dict:
         "ar_prefill_seconds": sum(run[1].prefill_seconds for run, _ in pairs),
         "speculative_prefill_seconds": sum(run[1].prefill_seconds for _, run in pairs),
         "round_cost_ar_steps": step_seconds[1] / step_seconds[0],
+        "per_prompt": np.stack([tokens, seconds], axis=-1).reshape(len(tokens), 4).tolist(),
     }
 
 

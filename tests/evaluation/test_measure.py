@@ -28,6 +28,12 @@ def test_a_row_names_its_verifier_and_counts_its_proposals(pair, name):
     assert m["verifier"] == verifier.name
     assert describe(m) == "block 8, batch 2, T=0" + ("" if name == "chain" else f", {verifier.name}")
     assert (m["chain_walk"] is not None) == verifier.whole_chain
+    assert [sum(part) for part in zip(*m["acceptance"]["per_prompt"], strict=True)] == [
+        m["acceptance"]["num_tokens"],
+        m["acceptance"]["num_rounds"],
+    ]
+    own, own_seconds, ours, our_seconds = (sum(part) for part in zip(*m["speed"]["per_prompt"], strict=True))
+    assert ours / our_seconds / (own / own_seconds) == pytest.approx(m["speed"]["total_speedup"])
     counted = m["proposals"]
     assert {"chain": 7.0, "rejection": 7.0, "ddtree": 12.0}.get(name, counted["mean"]) == counted["mean"]
     if verifier.whole_chain:
