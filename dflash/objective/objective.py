@@ -6,6 +6,7 @@ accumulation and ranks add sums before dividing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -17,7 +18,7 @@ from dflash.objective.terms import Term
 from dflash.objective.weights import Weighting
 from dflash.types import AnchoredBlocks, LossTerms, TargetFeatures
 
-NORMALISERS = ("weights", "tokens", "sequences")
+NORMALISERS = ("weights", "tokens", "blocks", "sequences")
 LABELS = ("data", "target")
 
 
@@ -32,8 +33,8 @@ class Objective:
 
     terms: name -> (coefficient, term). labels: "data" (the token at anchor + k) or "target" (the target's argmax given
     the data before it; the two coincide on greedy text of the target). normalise: "weights" (sum of w: paper,
-    SpecForge), "tokens" (slots that count: speculators) or "sequences" (rows: D-PACE's own code). chunk_blocks: blocks
-    whose logits are in memory at a time.
+    SpecForge), "tokens" (slots that count: speculators), "blocks" (those with a slot that counts: what D-PACE's author
+    asks for) or "sequences" (rows: D-PACE's own code). chunk_blocks: blocks whose logits are in memory at a time.
     """
 
     def __init__(
@@ -49,6 +50,9 @@ class Objective:
         _check("objective.labels", labels, LABELS)
         if not terms:
             raise ValueError("objective.terms is empty; name at least one, such as cross_entropy")
+        for name, (coefficient, _) in terms.items():
+            if not isinstance(coefficient, (int, float)) or not math.isfinite(coefficient):
+                raise ValueError(f"objective.terms.{name}=[{coefficient}, ...]: the coefficient must be a number")
         if chunk_blocks < 1:
             raise ValueError(f"objective.chunk_blocks={chunk_blocks}: must be at least 1")
         self.terms = dict(terms)
@@ -67,7 +71,7 @@ class Objective:
     ) -> LossTerms:
         """Sums over every valid block; a batch without any gives zeros that still carry a gradient of zero."""
         valid = blocks.valid_BA
-        hidden_MPH = hidden_BAKH[valid][:, 1:]
+        hidden_MPH = hidden_BAKH[valid][:, 1:].contiguous()  # one product with lm_head, not one a block
         labels_MP = blocks.labels_BAK[valid][:, 1:]
         mask_MP = blocks.label_mask_BAK[valid][:, 1:]
         last_MPH = self._target_states(blocks, features)[valid] if self.needs_target else None
@@ -116,7 +120,9 @@ class Objective:
     def _named(self, total: Tensor, *, num_rows: Tensor) -> LossTerms:
         numerator = total[0]
         weights, tokens, hits, prefix, blocks, confidence = total[1:].detach()
-        denominator = {"weights": weights, "tokens": tokens, "sequences": num_rows.to(total.dtype)}[self.normalise]
+        rows = num_rows.to(total.dtype)
+        denominators = {"weights": weights, "tokens": tokens, "blocks": blocks, "sequences": rows}
+        denominator = denominators[self.normalise]
         sums = {
             "loss": (numerator.detach(), denominator),
             "accuracy": (hits, tokens),

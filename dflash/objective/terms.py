@@ -1,4 +1,8 @@
-"""Loss terms: one number per slot from the draft's logits, the label and, if asked for, the target's logits."""
+"""Loss terms: one number per slot from the draft's logits, the label and, if asked for, the target's logits.
+
+Letters: M blocks, P = K - 1 predicted slots, V vocabulary. Slots that count are a prefix of every block (the label mask
+is cumulative), so terms that look along the block need no mask: what does not count comes behind and is masked later.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from torch import Tensor
 
 
 class Term(Protocol):
-    """Per-slot loss in nats. ``needs_target``: whether it reads the target's logits."""
+    """Per-slot loss. ``needs_target``: whether it reads the target's logits."""
 
     needs_target: bool
 
@@ -19,7 +23,7 @@ class Term(Protocol):
 
 
 class CrossEntropy:
-    """-log p_draft(label)."""
+    """-log p_draft(label), nats. The label is the data token or the target's argmax: ``objective.labels``."""
 
     needs_target = False
 
@@ -28,16 +32,81 @@ class CrossEntropy:
 
 
 class ForwardKL:
-    """KL(p_target || p_draft) at ``temperature``, times temperature squared (Hinton et al., 2015)."""
+    """KL(p_target || p_draft) at ``temperature``, nats, times temperature squared (Hinton et al., 2015)."""
 
     needs_target = True
 
     def __init__(self, *, temperature: float = 1.0):
-        if temperature <= 0:
-            raise ValueError(f"objective.terms.forward_kl.temperature={temperature}: must be above 0")
-        self.temperature = temperature
+        self.temperature = _above_zero("forward_kl", temperature)
 
     def __call__(self, logits_MPV: Tensor, labels_MP: Tensor, target_MPV: Tensor | None) -> Tensor:
         draft = (logits_MPV / self.temperature).log_softmax(-1)
         target = (target_MPV / self.temperature).log_softmax(-1)
         return (target.exp() * (target - draft)).sum(-1) * self.temperature**2
+
+
+class ReverseKL:
+    """KL(p_draft || p_target) at ``temperature``, nats, times temperature squared: it seeks one mode of the target."""
+
+    needs_target = True
+
+    def __init__(self, *, temperature: float = 1.0):
+        self.temperature = _above_zero("reverse_kl", temperature)
+
+    def __call__(self, logits_MPV: Tensor, labels_MP: Tensor, target_MPV: Tensor | None) -> Tensor:
+        draft = (logits_MPV / self.temperature).log_softmax(-1)
+        target = (target_MPV / self.temperature).log_softmax(-1)
+        return (draft.exp() * (draft - target)).sum(-1) * self.temperature**2
+
+
+class TotalVariation:
+    """Half of ||p_draft - p_target||_1 at ``temperature``, 0..1: the chance that rejection sampling rejects the slot.
+
+    The L1 loss of DSpark (arXiv 2607.05147) is twice this, the same class with twice the coefficient.
+    """
+
+    needs_target = True
+
+    def __init__(self, *, temperature: float = 1.0):
+        self.temperature = _above_zero("total_variation", temperature)
+
+    def __call__(self, logits_MPV: Tensor, labels_MP: Tensor, target_MPV: Tensor | None) -> Tensor:
+        draft = (logits_MPV / self.temperature).softmax(-1)
+        target = (target_MPV / self.temperature).softmax(-1)
+        return (draft - target).abs().sum(-1) / 2
+
+
+class FirstError:
+    """-log p_draft(label) in the first slot whose argmax is wrong, 0 in all others (arXiv 2606.11552, focal loss).
+
+    That slot ends the accepted prefix. Beside cross entropy its coefficient (0.3 in the paper) is what the slot weighs
+    more; a block without a wrong slot adds nothing.
+    """
+
+    needs_target = False
+
+    def __call__(self, logits_MPV: Tensor, labels_MP: Tensor, target_MPV: Tensor | None) -> Tensor:
+        wrong_MP = logits_MPV.argmax(-1) != labels_MP
+        first_MP = wrong_MP & (wrong_MP.long().cumsum(-1) == 1)
+        return CrossEntropy()(logits_MPV, labels_MP, target_MPV).masked_fill(~first_MP, 0.0)
+
+
+class ExpectedLength:
+    """1 - q_1 q_2 ... q_k in slot k, with q_j = p_draft(label j): the chain surrogate (arXiv 2606.11552).
+
+    Over a block it sums to P minus the expected number of accepted proposals, were slots independent. Its gradient is
+    that of cross entropy under D-PACE weights at alpha = 0: it vanishes where the first slots are still improbable, so
+    it goes beside cross entropy. The weighting multiplies it like any term: ``uniform`` keeps the sum above.
+    """
+
+    needs_target = False
+
+    def __call__(self, logits_MPV: Tensor, labels_MP: Tensor, target_MPV: Tensor | None) -> Tensor:
+        nats_MP = CrossEntropy()(logits_MPV, labels_MP, target_MPV)
+        return -(-nats_MP.cumsum(-1)).expm1()
+
+
+def _above_zero(name: str, temperature: float) -> float:
+    if temperature <= 0:
+        raise ValueError(f"objective.terms.{name}.temperature={temperature}: must be above 0; try 1.0")
+    return temperature

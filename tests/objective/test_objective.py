@@ -56,7 +56,7 @@ def loss_by_hand(hidden, blocks, features, target, *, terms: str, weighting: str
     """(numerator with gradient, denominator), block by block and slot by slot, over all logits at once."""
     logits = target.logits(hidden)
     target_logits = target.logits(features.last_BSH)
-    numerator, weight_sum, tokens, rows = hidden.new_zeros(()), 0.0, 0, set()
+    numerator, weight_sum, tokens, num_blocks, rows = hidden.new_zeros(()), 0.0, 0, 0, set()
     for b, a in blocks.valid_BA.nonzero().tolist():
         rows.add(b)
         losses, confidence = [], []
@@ -72,8 +72,9 @@ def loss_by_hand(hidden, blocks, features, target, *, terms: str, weighting: str
         counts = blocks.label_mask_BAK[b, a, 1:].tolist()
         weights = weights_by_hand(weighting, confidence, counts)
         numerator = numerator + sum(w * x for w, x in zip(weights, losses, strict=True))
-        weight_sum, tokens = weight_sum + sum(weights), tokens + sum(counts)
-    return numerator, {"weights": weight_sum, "tokens": tokens, "sequences": len(rows)}[normalise]
+        weight_sum, tokens, num_blocks = weight_sum + sum(weights), tokens + sum(counts), num_blocks + any(counts)
+    sums = {"weights": weight_sum, "tokens": tokens, "blocks": num_blocks, "sequences": len(rows)}
+    return numerator, sums[normalise]
 
 
 def kl(target, draft, temperature: float):
@@ -212,7 +213,7 @@ def test_memory_grows_with_the_chunk_and_not_with_the_blocks(terms, chunk_blocks
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"normalise": "mean"}, r"objective\.normalise='mean': choose one of weights, tokens, sequences"),
+        ({"normalise": "mean"}, r"objective\.normalise='mean': choose one of weights, tokens, blocks, sequences"),
         ({"labels": "gold"}, r"objective\.labels='gold': choose one of data, target"),
         ({"chunk_blocks": 0}, r"objective\.chunk_blocks=0: must be at least 1"),
     ],
@@ -222,6 +223,8 @@ def test_mistakes_are_named(options, message):
         Objective(TERMS["ce"], uniform(), **options)
     with pytest.raises(ValueError, match=r"objective\.terms is empty"):
         Objective({}, uniform())
+    with pytest.raises(ValueError, match=r"objective\.terms\.mine=\[half, \.\.\.\]: the coefficient must be a number"):
+        Objective({"mine": ("half", CrossEntropy())}, uniform())
 
 
 def test_the_target_is_read_only_where_it_is_needed():
