@@ -95,14 +95,14 @@ class Objective:
         return gathered.view(B, A, P, H)
 
     def _chunk(self, target: HasLogits, hidden_MPH: Tensor, labels_MP: Tensor, mask_MP: Tensor, last_MPH) -> Tensor:
-        logits = target.logits(hidden_MPH).float()
+        # Log-probabilities are logits as good as any: one normalisation serves every term.
+        logits = target.logits(hidden_MPH).float().log_softmax(-1)
         target_logits = None if last_MPH is None else target.logits(last_MPH).float()
         if self.labels == "target":
             labels_MP = target_logits.argmax(-1)
         loss = sum(coefficient * term(logits, labels_MP, target_logits) for coefficient, term in self.terms.values())
         with torch.no_grad():
-            chosen = logits.gather(-1, labels_MP[..., None])[..., 0]
-            confidence = (chosen - logits.logsumexp(-1)).exp()
+            confidence = logits.gather(-1, labels_MP[..., None])[..., 0].exp()
             hits = (logits.argmax(-1) == labels_MP) & mask_MP
             weights = self.weighting(confidence, hits, mask_MP)
             prefix = hits.long().cumprod(-1)

@@ -1,4 +1,4 @@
-"""Loss terms: one number per slot from the draft's logits, the label and, if asked for, the target's logits.
+"""Loss terms: one number per slot from the draft's log-probabilities, the label and, if asked, the target's logits.
 
 Letters: M blocks, P = K - 1 predicted slots, V vocabulary. Slots that count are a prefix of every block (the label mask
 is cumulative), so terms that look along the block need no mask: what does not count comes behind and is masked later.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import torch.nn.functional as F
 from torch import Tensor
 
 
 class Term(Protocol):
-    """Per-slot loss. ``needs_target``: whether it reads the target's logits."""
+    """Per-slot loss. ``needs_target``: whether it reads the target's logits.
+
+    logits_MPV: the draft's log-probabilities, normalised once for all terms (logits as good as any others).
+    """
 
     needs_target: bool
 
@@ -28,7 +30,7 @@ class CrossEntropy:
     needs_target = False
 
     def __call__(self, logits_MPV: Tensor, labels_MP: Tensor, target_MPV: Tensor | None) -> Tensor:
-        return F.cross_entropy(logits_MPV.flatten(0, 1), labels_MP.flatten(), reduction="none").view_as(labels_MP)
+        return -logits_MPV.gather(-1, labels_MP[..., None])[..., 0]
 
 
 class ForwardKL:

@@ -79,8 +79,7 @@ def test_total_variation_is_how_often_rejection_sampling_rejects():
 
 
 def test_first_error_picks_the_slot_that_ends_the_prefix():
-    logits = torch.zeros(3, 4, 3)
-    logits[..., 0] = 1.0  # the argmax is 0 everywhere
+    logits = torch.tensor([1.0, 0.0, 0.0]).log_softmax(-1).expand(3, 4, 3)  # the argmax is 0 everywhere
     labels = torch.tensor([[0, 2, 1, 0], [0, 0, 0, 0], [1, 0, 0, 2]])
     nats = math.log(math.e + 2)
     expected = torch.tensor([[0, nats, 0, 0], [0, 0, 0, 0], [nats, 0, 0, 0]])
@@ -89,7 +88,7 @@ def test_first_error_picks_the_slot_that_ends_the_prefix():
 
 def test_expected_length_sums_to_the_slots_less_the_mean_number_accepted():
     logits, labels, _ = random_case()
-    loss = ExpectedLength()(logits, labels, None)
+    loss = ExpectedLength()(logits.log_softmax(-1), labels, None)
     chances = logits.softmax(-1).gather(-1, labels[..., None])[..., 0]
     for row, block in enumerate(chances.tolist()):
         mean = 0.0
@@ -102,10 +101,12 @@ def test_expected_length_sums_to_the_slots_less_the_mean_number_accepted():
 def test_expected_length_has_the_gradient_of_cross_entropy_under_dpace_without_smoothing():
     logits, labels, _ = random_case()
     chain, weighted = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    ExpectedLength()(chain, labels, None).sum().backward()
+    ExpectedLength()(chain.log_softmax(-1), labels, None).sum().backward()
     chances = logits.softmax(-1).gather(-1, labels[..., None])[..., 0]
     everything = torch.ones_like(labels, dtype=torch.bool)
-    (CrossEntropy()(weighted, labels, None) * dpace(alpha=0.0)(chances, everything, everything)).sum().backward()
+    (
+        CrossEntropy()(weighted.log_softmax(-1), labels, None) * dpace(alpha=0.0)(chances, everything, everything)
+    ).sum().backward()
     torch.testing.assert_close(chain.grad, weighted.grad)
     assert chain.grad.abs().max() > 1e-2
 
