@@ -32,12 +32,12 @@ LABEL = torch.tensor([[1]])
 
 
 def random_case(seed: int = 0):
-    """(draft logits [3, 4, 6], labels [3, 4], target logits), float64; about every third slot is right."""
+    """(draft log-probabilities [3, 4, 6], labels [3, 4], target logits), float64; every second slot or so is right."""
     generator = torch.Generator().manual_seed(seed)
     logits, target = (torch.randn(3, 4, 6, generator=generator, dtype=torch.float64) * 2 for _ in range(2))
     labels = torch.randint(0, 6, (3, 4), generator=generator)
     right = torch.rand(3, 4, generator=generator) < 0.4
-    return logits, torch.where(right, logits.argmax(-1), labels), target
+    return logits.log_softmax(-1), torch.where(right, logits.argmax(-1), labels), target
 
 
 @pytest.mark.parametrize(
@@ -58,16 +58,16 @@ def test_values_by_hand(term, value):
 @pytest.mark.parametrize("term", [ForwardKL, ReverseKL, TotalVariation])
 def test_distances_are_zero_at_the_target_and_obey_the_temperature(term):
     logits, labels, target = random_case()
-    assert float(term(temperature=2.0)(target, labels, target).abs().max()) < 1e-12
+    assert float(term(temperature=2.0)(target.log_softmax(-1), labels, target).abs().max()) < 1e-12
     assert float(term()(logits, labels, target).min()) > 0
     squared = 1 if term is TotalVariation else 9
-    cool = term()(logits / 3, labels, target / 3) * squared
+    cool = term()((logits / 3).log_softmax(-1), labels, target / 3) * squared
     torch.testing.assert_close(term(temperature=3.0)(logits, labels, target), cool)
 
 
 def test_reverse_kl_is_forward_kl_with_the_two_exchanged():
     logits, labels, target = random_case()
-    exchanged = ForwardKL(temperature=1.7)(target, labels, logits)
+    exchanged = ForwardKL(temperature=1.7)(target.log_softmax(-1), labels, logits)
     torch.testing.assert_close(ReverseKL(temperature=1.7)(logits, labels, target), exchanged)
 
 
@@ -83,7 +83,7 @@ def test_first_error_picks_the_slot_that_ends_the_prefix():
     labels = torch.tensor([[0, 2, 1, 0], [0, 0, 0, 0], [1, 0, 0, 2]])
     nats = math.log(math.e + 2)
     expected = torch.tensor([[0, nats, 0, 0], [0, 0, 0, 0], [nats, 0, 0, 0]])
-    torch.testing.assert_close(FirstError()(logits, labels, None), expected)
+    torch.testing.assert_close(FirstError()(logits.log_softmax(-1), labels, None), expected)
 
 
 def test_expected_length_sums_to_the_slots_less_the_mean_number_accepted():
