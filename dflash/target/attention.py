@@ -1,12 +1,15 @@
 """Attention of decoding targets in one fused call, for families with sinks (gpt-oss) and without.
 
 transformers computes gpt-oss attention eagerly only: keys repeated for every query head, scores in memory, a dozen
-small operations a layer. Here query heads that share keys become one longer query, and a sink becomes one more key of
-zeros whose score is the sink, so that torch's fused attention does the rest. ``target.attention=fused`` chooses it.
+small operations a layer. Here query heads that share keys become one longer query, and torch's fused attention does
+the rest. A sink is one more term of the softmax's denominator: on a CPU the kernel's log-sum-exp gives the factor by
+which it shrinks the output; elsewhere it becomes one more key of zeros, whose score is the sink.
+``target.attention=fused`` chooses all this.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -36,13 +39,31 @@ def fused_attention(
     R = N // G
     grouped = query.reshape(B, G, R * Q, D)
     mask = attention_mask.expand(B, 1, Q, -1).unsqueeze(2).expand(B, G, R, Q, -1)
-    if s_aux is not None:
-        # one more key of zeros and value of zeros: its score is what the mask adds, the sink of the query's head
-        key, value = F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1))
-        mask = F.pad(mask, (0, 1))
-        mask[..., -1] = s_aux.to(mask.dtype).view(1, G, R, 1)
-    out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask.reshape(B, G, R * Q, -1), scale=scaling)
+    if s_aux is None:
+        out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask.flatten(2, 3), scale=scaling)
+    else:
+        with_sinks = _rescaled if query.device.type == "cpu" else _padded
+        out = with_sinks(grouped, key, value, mask, s_aux.to(query.dtype).view(1, G, R, 1), scaling)
     return out.view(B, N, Q, D).transpose(1, 2).contiguous(), None
+
+
+def _rescaled(
+    query_BGQD: Tensor, key: Tensor, value: Tensor, mask_BGRQS: Tensor, sinks: Tensor, scale: float
+) -> Tensor:
+    """Attention without sinks, times e^lse / (e^lse + e^sink): keys and values are not copied."""
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query_BGQD, key, value, attn_mask=mask_BGRQS.flatten(2, 3), scale=scale
+    )
+    share_BGRQ = torch.sigmoid(lse.view(mask_BGRQS.shape[:-1]) - sinks)
+    return out * share_BGRQ.flatten(2)[..., None].to(out.dtype)
+
+
+def _padded(query_BGQD: Tensor, key: Tensor, value: Tensor, mask_BGRQS: Tensor, sinks: Tensor, scale: float) -> Tensor:
+    """One more key of zeros and value of zeros: its score is what the mask adds, the sink of the query's head."""
+    key, value = F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1))
+    mask = F.pad(mask_BGRQS, (0, 1))
+    mask[..., -1] = sinks
+    return F.scaled_dot_product_attention(query_BGQD, key, value, attn_mask=mask.flatten(2, 3), scale=scale)
 
 
 def register_fused() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dflash.target.attention import FUSED, register_fused
+from dflash.target.attention import FUSED, _padded, _rescaled, register_fused
 from tests.toys import ATTENTION_FAMILIES, packed_batch, tiny_target
 
 # Hidden states are of the order of 10; a wrong mask, sink or head moves them by far more than this.
@@ -70,3 +70,17 @@ def test_sinks_count():
     batch = packed_batch([[(5, 20)]], length=25)
     difference = with_sinks.features(batch, (1,)).taps_BSTH - without.features(batch, (1,)).taps_BSTH
     assert difference.abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sink_as_a_factor_is_a_sink_as_a_key(dtype):
+    """The CPU's form and the one for other devices: 6 query heads on 2 keys, five queries, a masked key each."""
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(3, 2, 15, 8, generator=generator).to(dtype)
+    key, value = (torch.randn(3, 2, 9, 8, generator=generator).to(dtype) for _ in range(2))
+    mask = torch.zeros(3, 2, 3, 5, 9, dtype=dtype)
+    mask[..., 4] = torch.finfo(dtype).min
+    sinks = torch.randn(1, 2, 3, 1, generator=generator).to(dtype)
+    forms = [form(query, key, value, mask, sinks, 0.3) for form in (_rescaled, _padded)]
+    tolerance = {"atol": 1e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 2e-2, "rtol": 2e-2}
+    torch.testing.assert_close(*forms, **tolerance)
