@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from instruments import PeakMemory, on_device, wait
 
 from dflash.draft.attention import BlockAttention, Dense, Flex, TwoPiece
 from dflash.draft.mask import BlockGeometry
@@ -67,14 +66,11 @@ def build(case: Case):
 def run_once(attention: BlockAttention, inputs) -> float:
     """Seconds of one forward and backward."""
     geometry, query, context, block = inputs
-    cuda = query.device.type == "cuda"
-    if cuda:
-        torch.cuda.synchronize()
+    wait(query.device.type)
     start = time.perf_counter()
     mask = attention.prepare(geometry, {None})[None]
     attention(query, context, block, mask).square().sum().backward()
-    if cuda:
-        torch.cuda.synchronize()
+    wait(query.device.type)
     seconds = time.perf_counter() - start
     for tensor in (query, *context, *block):
         tensor.grad = None
@@ -99,30 +95,19 @@ def measure_memory(case: Case, form: str) -> float:
     inputs, attention = build(case), FORMS[form]()
     if case.device == "cuda":
         run_once(attention, inputs)  # compiles, where there is something to compile
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run_once(attention, inputs)
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = PeakMemory(case.device)
     run_once(attention, inputs)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-
-
-def apart(function: Callable, *arguments):
-    """``function(*arguments)`` in a process of its own. The parent never computes, so forking it is safe."""
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    return memory.added() / 2**20
 
 
 def measure(case: Case, forms: list[str], repeats: int) -> dict:
     """What is reported of one case."""
-    where = apart if case.device == "cpu" else lambda function, *arguments: function(*arguments)
-    times = where(measure_times, case, forms, repeats)
+    times = on_device(case.device, measure_times, case, forms, repeats)
     results = {
         form: {
             "seconds": times[form],
             "median_seconds": statistics.median(times[form]),
-            "peak_mib": where(measure_memory, case, form),
+            "peak_mib": on_device(case.device, measure_memory, case, form),
         }
         for form in forms
     }

@@ -73,7 +73,7 @@ def pretrain(
         fit(trainer, module, data, resume=resume)
         trainer.save_checkpoint(run.folder / "checkpoints" / "last.ckpt")
     with phases("held out"):  # of what is saved: weights rounded to bf16, computed in fp32
-        model.to(torch.bfloat16).float()
+        model.to(settings["device"], torch.bfloat16).float()  # Lightning leaves a model on the processor
         bits = held_out_bits(model, data.held_out_batches(), num_bytes=num_bytes)
     facts = {
         "corpus": f"Python standard library, {len(files)} files, {sum(f.held_out for f in files)} of them held out",

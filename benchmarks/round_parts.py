@@ -1,0 +1,141 @@
+"""The parts of a round that ``round_cost.py`` times: a target and a draft of a given shape with random weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from instruments import median_seconds
+
+from dflash.draft.draft import Draft
+from dflash.draft.layout import full_layout
+from dflash.draft.shape import shape_draft
+from dflash.draft.taps import uniform_taps
+from dflash.target.attention import FUSED, register_fused
+from dflash.target.families import build_model, gpt_oss_config
+from dflash.target.target import Target
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a gpt-oss target (num_layers to sliding_window, vocab_size) and its draft (depth, mlp_ratio, num_taps)."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_experts: int
+    num_experts_per_token: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    sliding_window: int
+    vocab_size: int
+    depth: int
+    mlp_ratio: float
+    num_taps: int
+
+
+# The embedded target with the default draft, and gpt-oss-20b with its published draft.
+SHAPES = {
+    "small": Shape(8, 192, 160, 4, 2, 3, 1, 64, 128, 4096, depth=2, mlp_ratio=3.0, num_taps=3),
+    "gpt_oss_20b": Shape(24, 2880, 2880, 32, 4, 64, 8, 64, 128, 201088, depth=8, mlp_ratio=8 / 3, num_taps=5),
+}
+
+
+def build_target(shape: Shape, *, layers: int | None, device: str, dtype: torch.dtype) -> Target:
+    """Random weights, made on the device. Raises ValueError for a number of layers that cannot be scaled up."""
+    layers = shape.num_layers if layers is None else layers
+    if layers % 2 or not shape.num_taps + 3 <= layers <= shape.num_layers:
+        raise ValueError(
+            f"--layers {layers}: must be even, since layers slide and see all in turn, and between "
+            f"{shape.num_taps + 3} and {shape.num_layers}"
+        )
+    sizes = {key: value for key, value in vars(shape).items() if key not in ("depth", "mlp_ratio", "num_taps")}
+    config = gpt_oss_config(**sizes | {"num_layers": layers}, pretrained_length=4096)
+    config.dtype = dtype
+    register_fused()
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = build_model(config)
+    model.set_attn_implementation(FUSED)
+    model.set_experts_implementation("grouped_mm")
+    return Target(model.to(device, dtype), name="random weights")
+
+
+class Round:
+    """One target and one draft, with a context of ``context`` tokens in every row once ``open`` has been called."""
+
+    def __init__(self, target: Target, shape: Shape, *, context: int, longest_block: int, device: str):
+        self.target, self.device, self.context = target, device, context
+        self.capacity = context + 2 * longest_block
+        self.scale = shape.num_layers / target.dims.num_layers
+        draft = shape_draft(
+            target.dims, depth=shape.depth, mlp_ratio=shape.mlp_ratio, block_size=longest_block,
+            taps=uniform_taps(count=shape.num_taps), layout=full_layout(), mask_token_id=shape.vocab_size - 1,
+        )  # fmt: skip
+        with torch.device(device):
+            self.proposer = Draft(draft).to(target.dtype).eval()
+        self.generator = torch.Generator().manual_seed(0)
+        self.routers = [block.mlp.router for block in target.blocks]
+
+    @torch.no_grad()
+    def open(self, batch_size: int) -> None:
+        """Sessions of ``batch_size`` rows, their context read."""
+        self.batch_size = batch_size
+        self.session = self.target.open(batch_size, capacity=self.capacity, taps=self.proposer.shape.taps)
+        self.proposals = self.proposer.open(batch_size, capacity=self.capacity)
+        ids, counts = self._ids(self.context), torch.full((batch_size,), self.context, device=self.device)
+        _, taps = self.session.advance(ids)
+        self.session.keep(counts, longest=self.context)
+        self.proposals.extend(taps, counts, longest=self.context, ragged=False)
+
+    @torch.no_grad()
+    def verify(self, block: int, *, repeats: int) -> dict[str, Any]:
+        """Seconds of the target's pass over ``block`` tokens a row, nothing kept, and the experts it touches."""
+        ids = self._ids(block)
+        hidden, _ = self.session.advance(ids)
+        layers = median_seconds(lambda: self.session.advance(ids), device=self.device, repeats=repeats)
+        head = median_seconds(lambda: self.target.logits(hidden), device=self.device, repeats=repeats)
+        return {"seconds": layers * self.scale + head, "lm_head_seconds": head, "experts": self._experts(ids)}
+
+    @torch.no_grad()
+    def draft(self, block: int, *, repeats: int) -> dict[str, Any]:
+        """Seconds of a proposal of ``block`` slots with their logits, and of a context longer by ``block`` tokens."""
+        ids, none = self._ids(block), torch.zeros(self.batch_size, dtype=torch.long, device=self.device)
+        _, taps = self.session.advance(ids)
+        noise = self.target.embed(ids)
+
+        def propose() -> None:
+            hidden = self.proposals.propose(noise)
+            if block > 1:
+                self.target.logits(hidden[:, 1:])
+
+        def extend() -> None:
+            self.proposals.extend(taps, none, longest=self.context, ragged=False)
+
+        proposal, extension = (median_seconds(f, device=self.device, repeats=repeats) for f in (propose, extend))
+        return {"seconds": proposal + extension, "propose_seconds": proposal, "extend_seconds": extension}
+
+    def _experts(self, ids: torch.Tensor) -> dict[str, float]:
+        """Distinct experts of a layer that a pass over these tokens touches, and the bytes of their weights."""
+        chosen: list[int] = []
+        hooks = [
+            router.register_forward_hook(lambda module, inputs, outputs: chosen.append(len(outputs[2].unique())))
+            for router in self.routers
+        ]
+        self.session.advance(ids)
+        for hook in hooks:
+            hook.remove()
+        experts = self.target.blocks[0].mlp.experts
+        touched, size = sum(chosen) / len(chosen), sum(p.nbytes for p in experts.parameters()) / experts.num_experts
+        return {
+            "touched_per_layer": touched,
+            "per_layer": experts.num_experts,
+            "bytes_read": touched * size * len(chosen) * self.scale,
+        }
+
+    def _ids(self, length: int) -> torch.Tensor:
+        """Random tokens: every row and every call its own."""
+        size = self.batch_size, length
+        return torch.randint(self.target.dims.vocab_size - 1, size, generator=self.generator).to(self.device)
