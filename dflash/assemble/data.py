@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from itertools import islice
+from typing import Any, ClassVar
+
+import numpy as np
 
 from dflash.data.corpus import read_corpus
+from dflash.data.corpus_prompts import corpus_prompts
 from dflash.data.documents import Document
+from dflash.data.mixture import Source, check_weights, mix
 from dflash.data.modules import DistillationDataModule
-from dflash.data.prompts import Prompt, corpus_prompts
+from dflash.data.prompts import Prompt, row_to_prompt
 from dflash.data.regenerate import regenerate
-from dflash.data.rows import BadLines
-from dflash.data.sources import corpus_documents, file_documents, hub_documents
+from dflash.data.regeneration.folder import responses_folder
+from dflash.data.rows import BadLines, convert, file_rows, hub_rows
+from dflash.data.shapes import Plain, Shape
+from dflash.data.sources import corpus_documents, row_to_document
 from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.decode.sampling import Sampling
 from dflash.target.load import LoadedTarget
+from dflash.target.reading import Reading
 
-Open = Callable[[], Iterable[Document]]
+Open = Callable[..., Iterable[Document]]
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecipe:
-    """What all recipes share: the packing of ``DistillationDataModule``, whose docstring explains the values."""
+    """What all recipes share: the packing of ``DistillationDataModule``, whose docstring explains the values.
+
+    needs_weights: whether the documents are the target's own work; the others need no more than its tokenizer.
+    """
+
+    needs_weights: ClassVar[bool] = False
 
     length: int
     batch_size: int
@@ -33,15 +46,26 @@ class DataRecipe:
     num_open: int = 16
     streaming: bool = False
     buffer_rows: int = 256
+    lanes: int = 1
     bad_lines: BadLines = field(default_factory=BadLines, init=False, repr=False)
 
-    def open(self, loaded: LoadedTarget, progress: Progress) -> Open:
+    def open(self, loaded: LoadedTarget | Reading, progress: Progress) -> Open:
         """What opens the documents; any dear work is done here, with ``progress(done, total)``."""
         raise NotImplementedError
 
+    def questions(self, reading: Reading, *, max_tokens: int | None, count: int | None) -> Iterator[Prompt]:
+        """The prompts of the data set, for the target to answer; longer ones than max_tokens are bad rows.
+
+        Raises ValueError where there are none.
+        """
+        raise ValueError(
+            f"data: {type(self).__name__} holds no prompts to answer; choose one that does, such as data=file "
+            "data.path=my.jsonl"
+        )
+
     def module(self, documents: Open, *, pad_id: int, seed: int, accumulate: int) -> DistillationDataModule:
         """The data module over them."""
-        names = ("length", "batch_size", "num_workers", "long", "num_open", "streaming", "buffer_rows")
+        names = ("length", "batch_size", "num_workers", "long", "num_open", "streaming", "buffer_rows", "lanes")
         packing = {name: getattr(self, name) for name in names}
         return DistillationDataModule(documents, pad_id=pad_id, seed=seed, accumulate=accumulate, **packing)
 
@@ -49,6 +73,8 @@ class DataRecipe:
 @dataclass(frozen=True, kw_only=True)
 class RegeneratedData(DataRecipe):
     """On-policy: the target answers the prompts; answers are cached under a fingerprint of all that decides them."""
+
+    needs_weights: ClassVar[bool] = True
 
     prompts: Callable[..., Sequence[Prompt]]
     max_new_tokens: int
@@ -60,10 +86,8 @@ class RegeneratedData(DataRecipe):
     on_bad: str = "raise"
 
     def open(self, loaded: LoadedTarget, progress: Progress) -> Open:
-        takes_bad_lines = "on_bad" in self.prompts.keywords
-        extra = {"bad_lines": self.bad_lines} if takes_bad_lines else {}
         documents = regenerate(
-            self.prompts(tokenizer=loaded.tokenizer, **extra),
+            self._prompts(loaded),
             generate=self._generate(loaded),
             fingerprint=self.fingerprint(loaded),
             cache_dir=self.cache,
@@ -72,6 +96,15 @@ class RegeneratedData(DataRecipe):
             progress=progress,
         )
         return lambda: documents
+
+    def questions(self, reading: Reading, *, max_tokens: int | None, count: int | None) -> Iterator[Prompt]:
+        found = self._prompts(reading)
+        short = (prompt for prompt in found if max_tokens is None or len(prompt.ids) <= max_tokens)
+        return islice(short, count)
+
+    def _prompts(self, reading: LoadedTarget | Reading) -> Sequence[Prompt]:
+        extra = {"bad_lines": self.bad_lines} if "on_bad" in self.prompts.keywords else {}
+        return self.prompts(tokenizer=reading.tokenizer, **extra)
 
     def fingerprint(self, loaded: LoadedTarget) -> dict[str, Any]:
         """Everything but the prompts that decides the answers."""
@@ -107,36 +140,89 @@ class CorpusData(DataRecipe):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileData(DataRecipe):
-    """Local JSONL or Parquet; see ``sources.file_documents``."""
+class RowData(DataRecipe):
+    """Documents from rows; ``sources.row_to_document`` says which rows there are, ``rows.convert`` what the rest is."""
 
-    path: str
     max_tokens: int | None = None
     on_bad: str = "raise"
     options: Mapping[str, Any] | None = None
-    columns: Mapping[str, str] | None = None
-
-    def open(self, loaded: LoadedTarget, progress: Progress) -> Open:
-        return partial(file_documents, self.path, loaded.tokenizer, bad_lines=self.bad_lines, **self._reading())
 
     def _reading(self) -> dict[str, Any]:
-        names = ("max_tokens", "on_bad", "options", "columns")
-        return {name: getattr(self, name) for name in names}
+        return {"on_bad": self.on_bad, "bad_lines": self.bad_lines}
+
+    def _to_document(self, reading: Reading) -> Callable[[str, dict], Document]:
+        return row_to_document(reading.tokenizer, self.max_tokens, self.options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileData(RowData):
+    """Local JSONL or Parquet, or the folder of a regeneration."""
+
+    path: str
+    columns: Mapping[str, str] | None = None
+    shape: Shape = field(default_factory=Plain)
+
+    def open(self, loaded: LoadedTarget | Reading, progress: Progress) -> Open:
+        rows, to_document = self._rows(loaded), self._to_document(loaded)
+        return partial(_documents, rows, to_document, shape=self.shape, columns=self.columns, **self._reading())
+
+    def questions(self, reading: Reading, *, max_tokens: int | None, count: int | None) -> Iterator[Prompt]:
+        to_prompt = row_to_prompt(reading.tokenizer, max_tokens, self.options)
+        rows = self._rows(reading)()
+        return islice(convert(rows, to_prompt, shape=self.shape, columns=self.columns, **self._reading()), count)
+
+    def _rows(self, reading: LoadedTarget | Reading) -> Callable[..., Iterator[tuple[str, Any]]]:
+        return partial(file_rows, responses_folder(self.path, tokenizer_sha256=reading.tokenizer_fingerprint()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubData(FileData):
-    """Any data set that ``datasets`` can stream; see ``sources.hub_documents``."""
+    """Any data set that ``datasets`` can stream."""
 
     name: str | None = None
     split: str = "train"
     revision: str | None = None
     data_files: Any = None
 
-    def open(self, loaded: LoadedTarget, progress: Progress) -> Open:
-        names = ("name", "split", "revision", "data_files")
-        where = {name: getattr(self, name) for name in names}
-        return partial(hub_documents, self.path, loaded.tokenizer, bad_lines=self.bad_lines, **where, **self._reading())
+    def _rows(self, reading: LoadedTarget | Reading) -> Callable[..., Iterator[tuple[str, Any]]]:
+        where = {"name": self.name, "split": self.split, "revision": self.revision, "data_files": self.data_files}
+        return partial(hub_rows, self.path, **where)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureData(RowData):
+    """Several data sets, each document from one of them, drawn by weight; see ``mixture``. Endless, so it streams."""
+
+    sources: Mapping[str, Source]
+    seed: int
+    streaming: bool = True
+
+    def __post_init__(self):
+        if not self.streaming:
+            raise ValueError("data.streaming=false: a mixture has no end and cannot be held; set data.streaming=true")
+        check_weights({name: source.weight for name, source in self.sources.items()})
+
+    def open(self, loaded: LoadedTarget | Reading, progress: Progress) -> Open:
+        return partial(self._mix, self._to_document(loaded))
+
+    def questions(self, reading: Reading, *, max_tokens: int | None, count: int | None) -> Iterator[Prompt]:
+        if count is None:
+            raise ValueError("count=null: a mixture has no end; say how many prompts, as in count=100000")
+        return islice(self._mix(row_to_prompt(reading.tokenizer, max_tokens, self.options)), count)
+
+    def _mix(self, to_item: Callable[[str, dict], Any], *, lane: int = 0, lanes: int = 1) -> Iterator[Any]:
+        def stream(source: Source) -> Iterator[Any]:
+            reading = {"shape": source.shape, "columns": source.columns, **self._reading()}
+            return _documents(source.rows, to_item, lane=lane, lanes=lanes, **reading)
+
+        streams = {name: partial(stream, source) for name, source in self.sources.items()}
+        weights = {name: source.weight for name, source in self.sources.items()}
+        return mix(streams, weights, rng=np.random.default_rng([self.seed, lane]))
+
+
+def _documents(rows: Callable[..., Iterator], to_item, *, lane: int = 0, lanes: int = 1, **reading: Any) -> Iterator:
+    """One share of what ``to_item`` makes of the rows."""
+    return convert(rows(lane=lane, lanes=lanes), to_item, **reading)
 
 
 def training_prompts(tokenizer, *, count: int, corpus_root: str | None = None, **cut: Any) -> list[Prompt]:

@@ -41,8 +41,8 @@ def render_chat(
     options go to the template (reasoning_effort, current_date as ``YYYY-MM-DD``, tools, ...). stop_token_ids end a
     turn (default: the tokenizer's eos); what a template writes behind one is not generated.
 
-    Raises ValueError if no turn is the assistant's, if the template refuses the messages, or if the rendering does
-    not begin with the prompt of the last assistant turn.
+    Raises ValueError if no turn is the assistant's, if the template refuses the messages, or if it renders them
+    before the last assistant turn in another way once that is there (earlier thinking apart).
     """
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns:
@@ -72,17 +72,28 @@ def render_prompt(
 def _turn(tokenizer, messages, options, origin) -> tuple[list[int], list[int]]:
     """(prompt ids, response ids) of the last message, an assistant's.
 
-    The two are encoded apart, as in decoding, where the target continues the ids of the prompt.
+    The two are encoded apart, as in decoding, where the target continues the ids of the prompt. Where the message
+    makes the template drop earlier thinking, the prompt still has it: the target saw it when it wrote the message.
     """
     prompt = _render(tokenizer, messages[:-1], options, origin, prompt=True)
-    whole = _render(tokenizer, messages, options, origin, prompt=False)
-    if not whole.startswith(prompt):
+    response = _addition(tokenizer, messages, options, origin)
+    if response is None:  # gpt-oss's drops the thinking behind tool calls once a final answer follows
+        unthinking = [{key: m[key] for key in m if key != "thinking"} for m in messages[:-1]]
+        response = _addition(tokenizer, [*unthinking, messages[-1]], options, origin)
+    if response is None:
         raise ValueError(
             f"{origin or 'chat'}: the chat template renders the history differently before and after turn "
             f"{len(messages)}, so what the target generates there is not a part of the text; cut the conversation "
             "before that turn, or into one conversation per assistant turn"
         )
-    return _encode(tokenizer, prompt), _encode(tokenizer, whole[len(prompt) :])
+    return _encode(tokenizer, prompt), _encode(tokenizer, response)
+
+
+def _addition(tokenizer, messages, options, origin) -> str | None:
+    """What the last message adds to the rendering of those before it; None if it changes that rendering."""
+    prompt = _render(tokenizer, messages[:-1], options, origin, prompt=True)
+    whole = _render(tokenizer, messages, options, origin, prompt=False)
+    return whole[len(prompt) :] if whole.startswith(prompt) else None
 
 
 def _earlier_turn(tokenizer, messages, options, origin) -> tuple[list[int], list[int]]:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dflash.data.corpus import SourceFile, exercises
-from dflash.data.prompts import Prompt, interleave
+from dflash.data.corpus_prompts import interleave
+from dflash.data.prompts import Prompt
 
 
 def held_out_prompts(

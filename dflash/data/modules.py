@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from dflash.data.documents import Document
 from dflash.data.pack import Row, collate, pack, split_document
-from dflash.data.stream import BatchStream, IndexSampler, MappedRows, RowSource, StreamedRows
+from dflash.data.stream import BatchStream, IndexSampler, LanedRows, MappedRows, RowSource, StreamedRows
 from dflash.types import TokenBatch
 
 LONG = ("cut", "split")
@@ -53,11 +53,13 @@ class DistillationDataModule(L.LightningDataModule):
     yield the same documents each time. length: tokens per row. batch_size: rows per micro-batch and rank.
     accumulate: micro-batches per optimizer step. long: what becomes of documents over ``length``, "cut" or "split".
     streaming: read the source as it is needed, with ``buffer_rows`` rows of shuffling, instead of holding it.
+    lanes: equal shares of a streamed source, for its processes to share the work (``stream.LanedRows``); above 1,
+    ``load_documents`` is called with ``lane`` and ``lanes``.
     """
 
     def __init__(
         self,
-        load_documents: Callable[[], Iterable[Document]],
+        load_documents: Callable[..., Iterable[Document]],
         *,
         length: int,
         batch_size: int,
@@ -69,11 +71,14 @@ class DistillationDataModule(L.LightningDataModule):
         streaming: bool = False,
         buffer_rows: int = 256,
         num_open: int = 16,
+        lanes: int = 1,
     ):
         super().__init__()
         if long not in LONG:
             raise ValueError(f"data.long={long!r} is none of {', '.join(LONG)}")
-        _check_sizes(length=length, batch_size=batch_size, accumulate=accumulate, num_open=num_open)
+        _check_sizes(length=length, batch_size=batch_size, accumulate=accumulate, num_open=num_open, lanes=lanes)
+        if lanes > 1 and not streaming:
+            raise ValueError(f"data.lanes={lanes}: only a streamed source is shared out; set data.streaming=true")
         self.load_documents = load_documents
         self.length = length
         self.batch_size = batch_size
@@ -85,6 +90,7 @@ class DistillationDataModule(L.LightningDataModule):
         self.streaming = streaming
         self.buffer_rows = buffer_rows
         self.num_open = num_open
+        self.lanes = lanes
         self.rows: RowSource | None = None
         self.summary = PackingSummary()  # empty while streaming: what is read again must not be counted again
 
@@ -92,10 +98,15 @@ class DistillationDataModule(L.LightningDataModule):
         """Opens the rows, once. Raises ValueError if no document yields a supervised token."""
         if self.rows is not None:
             return
-        if self.streaming:
-            self.rows = StreamedRows(_PackedSource(self), self.seed, buffer_rows=self.buffer_rows)
+        source = _PackedSource(self)
+        if self.streaming and self.lanes > 1:
+            sizes = {"batch_size": self.batch_size, "buffer_rows": self.buffer_rows}
+            self.rows = LanedRows(source.share, self.seed, lanes=self.lanes, **sizes)
             return
-        rows = list(_PackedSource(self)(self.summary))
+        if self.streaming:
+            self.rows = StreamedRows(source, self.seed, buffer_rows=self.buffer_rows)
+            return
+        rows = list(source(self.summary))
         self.summary.num_rows = len(rows)
         if rows and not self.summary.num_supervised:
             raise ValueError(
@@ -160,8 +171,15 @@ class _PackedSource:
         self.num_open = module.num_open
 
     def __call__(self, summary: PackingSummary | None = None) -> Iterator[Row]:
-        documents = fit_documents(self.load_documents(), length=self.length, long=self.long, summary=summary)
-        return pack(documents, length=self.length, num_open=self.num_open)
+        return self._packed(self.load_documents(), summary)
+
+    def share(self, lane: int, lanes: int) -> Iterator[Row]:
+        """One pass over a share of the source."""
+        return self._packed(self.load_documents(lane=lane, lanes=lanes))
+
+    def _packed(self, documents: Iterable[Document], summary: PackingSummary | None = None) -> Iterator[Row]:
+        fitted = fit_documents(documents, length=self.length, long=self.long, summary=summary)
+        return pack(fitted, length=self.length, num_open=self.num_open)
 
 
 class _IndexedLoader(DataLoader):

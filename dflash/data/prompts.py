@@ -1,23 +1,29 @@
-"""Prompts: token ids to continue, from the corpus, files or the hub; the start of serving and of regeneration.
+"""Prompts: token ids to continue, from files or the hub; the start of serving and of regeneration.
 
-``held_out.py`` cuts the committed set that acceptance is measured on.
+``corpus_prompts.py`` cuts some from the corpus, ``held_out.py`` the committed set that acceptance is measured on.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dflash.data.chat import check_options, render_prompt
-from dflash.data.corpus import SourceFile, exercises
-from dflash.data.rows import BadLines, BadRow, checked_text, convert, file_rows, hub_rows, messages_of, text_of
-from dflash.data.stream import shuffled_index
+from dflash.data.rows import (
+    BadLines,
+    BadRow,
+    checked_text,
+    convert,
+    file_rows,
+    hub_rows,
+    messages_of,
+    row_options,
+    text_of,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,47 +60,6 @@ def encode_prompt(
     return replace(prompt, ids=tuple(tokenizer(prompt.text, add_special_tokens=False)["input_ids"]))
 
 
-def corpus_prompts(
-    files: Sequence[SourceFile],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    count: int,
-    held_out: bool,
-    seed: int,
-    prompt_tokens: tuple[int, int] = (32, 96),
-    chat_fraction: float = 0.25,
-    reference_tokens: int = 32,
-    options: Mapping[str, Any] | None = None,
-) -> list[Prompt]:
-    """``count`` different prompts from the held-out or the other files of the corpus, the same for the same seed.
-
-    A completion begins at a file's start or at the line of a def or class, has a random length within prompt_tokens
-    (bounds included), and leaves at least ``reference_tokens`` of the file to be continued. Chats are the questions
-    of ``corpus.exercises``, of at most twice the upper bound. Asking for more prompts keeps those before them.
-
-    Raises ValueError if the files hold fewer different prompts than that.
-    """
-    _check_bounds(count, prompt_tokens, chat_fraction)
-    files = [f for f in files if f.held_out == held_out]
-    wanted_chats = int(count * chat_fraction)
-    questions = [Prompt((), e.name, "chat", e.messages[0]["content"]) for f in files for e in exercises(f)]
-
-    def chat(draw: int) -> Prompt | None:
-        prompt = encode_prompt(tokenizer, questions[shuffled_index(seed, draw, len(questions))], options=options)
-        return prompt if len(prompt.ids) <= 2 * prompt_tokens[1] else None
-
-    starts = [(f, at) for f in files for at in _starts(f.text)]
-
-    def completion(draw: int) -> Prompt | None:
-        file, at = starts[shuffled_index(seed, draw, len(starts))]
-        num_tokens = int(np.random.default_rng([seed, draw]).integers(prompt_tokens[0], prompt_tokens[1] + 1))
-        return _completion(file, at, tokenizer, num_tokens, reference_tokens)
-
-    chats = _distinct(chat, wanted_chats, len(questions), "chats (data.chat_fraction)")
-    completions = _distinct(completion, count - wanted_chats, 8 * len(starts), "completions (data.count)")
-    return interleave(completions, chats)
-
-
 def read_prompts(
     path: str | Path,
     tokenizer: PreTrainedTokenizerBase,
@@ -112,7 +77,7 @@ def read_prompts(
     ``file:line``); or ``{"messages": [...]}``, where a last turn of the assistant is left for the target to write.
     Raises ValueError naming file and line at a bad row, unless ``on_bad="skip"``, which counts it in ``bad_lines``.
     """
-    to_prompt = _row_to_prompt(tokenizer, max_tokens, options)
+    to_prompt = row_to_prompt(tokenizer, max_tokens, options)
     rows = convert(file_rows(path), to_prompt, on_bad=on_bad, bad_lines=bad_lines, columns=columns)
     return _some(rows, count, path)
 
@@ -133,7 +98,7 @@ def hub_prompts(
     columns: Mapping[str, str] | None = None,
 ) -> list[Prompt]:
     """As ``read_prompts``, from any data set that ``datasets`` can stream."""
-    to_prompt = _row_to_prompt(tokenizer, max_tokens, options)
+    to_prompt = row_to_prompt(tokenizer, max_tokens, options)
     rows = hub_rows(path, name=name, split=split, revision=revision, data_files=data_files)
     return _some(convert(rows, to_prompt, on_bad=on_bad, bad_lines=bad_lines, columns=columns), count, path)
 
@@ -154,13 +119,16 @@ def read_texts(path: str | Path) -> list[Prompt]:
     return list(convert(file_rows(path), _parse_prompt, on_bad="raise"))
 
 
-def _row_to_prompt(tokenizer, max_tokens: int | None, options: Mapping[str, Any] | None):
+def row_to_prompt(
+    tokenizer: PreTrainedTokenizerBase, max_tokens: int | None, options: Mapping[str, Any] | None
+) -> Callable[[str, dict], Prompt]:
+    """(origin, row) -> its prompt, as ``read_prompts`` describes; BadRow where it holds none."""
     check_options(options)  # a wrong option is the user's mistake, not that of every row
 
     def to_prompt(origin: str, row: dict) -> Prompt:
         prompt = _parse_prompt(origin, row)
         try:
-            prompt = encode_prompt(tokenizer, prompt, options=options)
+            prompt = encode_prompt(tokenizer, prompt, options=row_options(row, options))
         except ValueError as error:
             raise BadRow("chat template", str(error)) from error
         if max_tokens is not None and len(prompt.ids) > max_tokens:
@@ -192,56 +160,3 @@ def _some(prompts: Iterable[Prompt], count: int | None, path: str | Path) -> lis
     if not found or (count is not None and len(found) < count):
         raise ValueError(f"prompts: {str(path)!r} holds {len(found)} usable prompts, {count or 'at least 1'} wanted")
     return found
-
-
-def _check_bounds(count: int, prompt_tokens: tuple[int, int], chat_fraction: float) -> None:
-    low, high = prompt_tokens
-    if count < 1:
-        raise ValueError(f"prompts: count={count} must be at least 1")
-    if not 1 <= low <= high:
-        raise ValueError(f"prompts: prompt_tokens={prompt_tokens} must be two numbers, 1 <= low <= high")
-    if not 0 <= chat_fraction <= 1:
-        raise ValueError(f"prompts: chat_fraction={chat_fraction} must lie in 0..1")
-
-
-def _starts(text: str) -> list[int]:
-    """Offsets of the file's start and of every line that opens a function or class."""
-    starts, at = [0], 0
-    for line in text.split("\n"):
-        if at and line.lstrip().startswith(("def ", "class ", "async def ")):
-            starts.append(at)
-        at += len(line) + 1
-    return starts
-
-
-def _completion(file: SourceFile, at: int, tokenizer, num_tokens: int, reference_tokens: int) -> Prompt | None:
-    """The first ``num_tokens`` tokens from offset ``at``; None if fewer than ``reference_tokens`` follow."""
-    needed = num_tokens + reference_tokens
-    for num_characters in (6 * needed, len(file.text)):  # nearly always enough, and always
-        ids = tokenizer(file.text[at : at + num_characters], add_special_tokens=False)["input_ids"]
-        if len(ids) > needed:  # one more, as the cut may go through the last
-            break
-    if len(ids) < needed:
-        return None
-    ids = ids[:num_tokens]
-    line = file.text.count("\n", 0, at) + 1
-    return Prompt(tuple(ids), f"{file.name}:{line}+{num_tokens}", "completion", tokenizer.decode(ids))
-
-
-def _distinct(draw: Callable[[int], Prompt | None], wanted: int, most_draws: int, what: str) -> list[Prompt]:
-    found: dict[tuple[int, ...], Prompt] = {}
-    for i in range(most_draws):
-        if len(found) == wanted:
-            break
-        prompt = draw(i)
-        if prompt is not None:
-            found.setdefault(prompt.ids, prompt)
-    if len(found) < wanted:
-        raise ValueError(f"prompts: the files hold only {len(found)} different {what}, {wanted} wanted; ask for fewer")
-    return list(found.values())
-
-
-def interleave(completions: list[Prompt], chats: list[Prompt]) -> list[Prompt]:
-    """Chats spread evenly among the completions, so that any stretch of the list is a fair sample."""
-    places = [((i + 0.5) / len(group), p) for group in (completions, chats) for i, p in enumerate(group)]
-    return [prompt for _, prompt in sorted(places, key=lambda place: place[0])]

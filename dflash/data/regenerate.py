@@ -8,17 +8,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from dflash.data.atomic import replace_file
 from dflash.data.documents import Document
 from dflash.data.prompts import Prompt
+from dflash.data.sources import response_document
 
 Generate = Callable[[list[list[int]], int], Sequence[Sequence[int]]]
 
@@ -65,7 +65,10 @@ def regenerate(
             _write_shard(path, shard, responses)
         else:
             report(first + len(shard), len(prompts))
-        documents += [_document(prompt, response) for prompt, response in zip(shard, responses, strict=True)]
+        documents += [
+            response_document(prompt.ids, response, origin=prompt.name)
+            for prompt, response in zip(shard, responses, strict=True)
+        ]
     return documents
 
 
@@ -100,7 +103,7 @@ def _open_cache(cache_dir: Path, everything: dict) -> Path:
     manifest = folder / "manifest.json"
     text = json.dumps(everything, sort_keys=True, indent=2) + "\n"
     if not manifest.exists() or manifest.read_text(encoding="utf-8") != text:
-        _replace_file(manifest, lambda path: path.write_text(text, encoding="utf-8"))
+        replace_file(manifest, lambda path: path.write_text(text, encoding="utf-8"))
     return folder
 
 
@@ -111,11 +114,6 @@ def _generate_batch(batch: Sequence[Prompt], first: int, generate: Generate) -> 
     return [tuple(int(token) for token in response) for response in found]
 
 
-def _document(prompt: Prompt, response: Sequence[int]) -> Document:
-    ids = np.asarray([*prompt.ids, *response], dtype=np.int32)
-    return Document(ids, np.arange(len(ids)) >= len(prompt.ids), prompt.name)
-
-
 def _write_shard(path: Path, shard: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> None:
     content = _shard_content(shard, responses)
     tokens = pyarrow.list_(pyarrow.int32())
@@ -124,7 +122,7 @@ def _write_shard(path: Path, shard: Sequence[Prompt], responses: Sequence[Sequen
         metadata={HASH_KEY: _content_hash(content)},
     )
     table = pyarrow.Table.from_pydict(content, schema=schema)
-    _replace_file(path, lambda temporary: pyarrow.parquet.write_table(table, temporary))
+    replace_file(path, lambda temporary: pyarrow.parquet.write_table(table, temporary))
 
 
 def _read_shard(path: Path, shard: Sequence[Prompt]) -> list[tuple[int, ...]] | None:
@@ -156,15 +154,3 @@ def _shard_content(shard: Sequence[Prompt], responses: Sequence[Sequence[int]]) 
 
 def _content_hash(content: Mapping[str, list]) -> bytes:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest().encode()
-
-
-def _replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Whole or not at all: written beside ``path``, flushed to disk, then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ import pyarrow.parquet
 ROLES = ("system", "developer", "user", "assistant", "tool")
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
 ON_BAD = ("raise", "skip")
+TEMPLATE_OPTIONS = "template_options"  # field of a row: options of the chat template for it alone
 Item = TypeVar("Item")
 
 
@@ -59,24 +59,27 @@ def convert(
     on_bad: str = "raise",
     bad_lines: BadLines | None = None,
     columns: Mapping[str, str] | None = None,
+    shape: Callable[[dict], dict] | None = None,
 ) -> Iterator[Item]:
     """``to_item(origin, row)`` of every row in order; rows that raise BadRow are raised or skipped and counted.
 
-    columns: our field name -> the data set's, where they differ, such as {"messages": "conversation"}.
+    columns: our field name -> the data set's, where they differ, such as {"messages": "conversation"}. shape: turns
+    the data set's row into one of ours (``shapes``), behind ``columns``.
     """
     if on_bad not in ON_BAD:
         raise ValueError(f"data.on_bad={on_bad!r} is none of {', '.join(ON_BAD)}")
-    return _convert(rows, to_item, on_bad, BadLines() if bad_lines is None else bad_lines, columns or {})
+    bad_lines = BadLines() if bad_lines is None else bad_lines
+    return _convert(rows, to_item, on_bad, bad_lines, columns or {}, shape or (lambda row: row))
 
 
-def _convert(rows, to_item, on_bad: str, bad_lines: BadLines, columns: Mapping[str, str]) -> Iterator:
+def _convert(rows, to_item, on_bad: str, bad_lines: BadLines, columns: Mapping[str, str], shape) -> Iterator:
     for origin, raw in rows:
         try:
             row = parse_row(raw)
             for ours, theirs in columns.items():
                 if theirs in row:
                     row[ours] = row[theirs]
-            item = to_item(origin, row)
+            item = to_item(origin, shape(row))
         except BadRow as bad:
             if on_bad == "raise":
                 raise ValueError(f"{origin}: {bad} (data.on_bad=skip leaves such rows out and counts them)") from bad
@@ -85,9 +88,10 @@ def _convert(rows, to_item, on_bad: str, bad_lines: BadLines, columns: Mapping[s
         yield item
 
 
-def file_rows(path: str | Path) -> Iterator[tuple[str, bytes | dict]]:
+def file_rows(path: str | Path, *, lane: int = 0, lanes: int = 1) -> Iterator[tuple[str, bytes | dict]]:
     """(``file:line``, row) of a JSONL or Parquet file, or of all such files of a folder, ordered by name.
 
+    Of ``lanes`` equal shares, the rows of share ``lane``: every lanes-th of all, unread as far as that is possible.
     Raises ValueError if there is no such file, or if one cannot be read as what its suffix says.
     """
     path = Path(path)
@@ -97,14 +101,38 @@ def file_rows(path: str | Path) -> Iterator[tuple[str, bytes | dict]]:
     files = sorted(p for p in path.rglob("*") if p.suffix in usable) if path.is_dir() else [path]
     if not files or any(p.suffix not in usable for p in files):
         raise ValueError(f"data.path={str(path)!r} holds no file ending in {', '.join(usable)}")
-    return chain.from_iterable(_parquet_rows(f) if f.suffix == ".parquet" else _jsonl_rows(f) for f in files)
+    return _file_rows(files, lane, lanes)
+
+
+def _file_rows(files: Sequence[Path], lane: int, lanes: int) -> Iterator[tuple[str, bytes | dict]]:
+    before = 0  # rows of the files before
+    for file in files:
+        last = 0
+        for last, row in (_parquet_rows if file.suffix == ".parquet" else _jsonl_rows)(
+            file, (lane - before) % lanes, lanes
+        ):
+            if row is not None:
+                yield f"{file}:{last}", row
+        before += last
 
 
 def hub_rows(
-    path: str, *, name: str | None = None, split: str = "train", revision: str | None = None, data_files: Any = None
+    path: str,
+    *,
+    name: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    data_files: Any = None,
+    lane: int = 0,
+    lanes: int = 1,
 ) -> Iterator[tuple[str, dict]]:
-    """(``path/split:row``, row) of any data set that ``datasets`` can stream. Raises ValueError if it cannot."""
+    """(``path/split:row``, row) of any data set that ``datasets`` can stream. Raises ValueError if it cannot.
+
+    Of ``lanes`` equal shares, share ``lane``: whole files where their number is a multiple of lanes, else every
+    lanes-th row.
+    """
     import datasets  # takes seconds to import; only this source needs it
+    from datasets.distributed import split_dataset_by_node
 
     try:
         rows = datasets.load_dataset(
@@ -115,8 +143,15 @@ def hub_rows(
             f"data.path={path!r} (name={name!r}, split={split!r}) cannot be opened as a hub data set: {error}; check "
             "the names and the network, or download it and give the files as a local source"
         ) from error
-    for number, row in enumerate(rows, 1):
-        yield f"{path}/{split}:{number}", row
+    share = f"{path}/{split}" if lanes == 1 else f"{path}/{split}[{lane} of {lanes}]"
+    for number, row in enumerate(rows if lanes == 1 else split_dataset_by_node(rows, lane, lanes), 1):
+        yield f"{share}:{number}", row
+
+
+def row_options(row: Mapping[str, Any], options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options of the chat template for this row: those for all, its own, and its tools."""
+    tools = {"tools": row["tools"]} if row.get("tools") else {}
+    return {**(options or {}), **(row.get(TEMPLATE_OPTIONS) or {}), **tools}
 
 
 def parse_row(raw: bytes | dict) -> dict:
@@ -177,19 +212,23 @@ def _checked_message(message: Any, where: str) -> dict:
     return message
 
 
-def _jsonl_rows(file: Path) -> Iterator[tuple[str, bytes]]:
+def _jsonl_rows(file: Path, first: int, step: int) -> Iterator[tuple[int, bytes | None]]:
+    """(number from 1, row) of every row; None for those that are not first, first + step, ..."""
     with file.open("rb") as stream:
         for number, line in enumerate(stream, 1):
-            yield f"{file}:{number}", line
+            yield number, line if (number - 1) % step == first else None
 
 
-def _parquet_rows(file: Path) -> Iterator[tuple[str, dict]]:
+def _parquet_rows(file: Path, first: int, step: int) -> Iterator[tuple[int, dict | None]]:
+    """As ``_jsonl_rows``; of a batch, only the rows wanted are converted."""
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(file) as table:
             for batch in table.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
+                wanted = range((first - number) % step, len(batch), step)
+                rows = iter(batch.to_pylist() if step == 1 else batch.take(pyarrow.array(wanted, "int64")).to_pylist())
+                for i in range(len(batch)):
                     number += 1
-                    yield f"{file}:{number}", row
+                    yield number, next(rows) if i in wanted else None
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{file}: not readable as Parquet after row {number}: {error}") from error

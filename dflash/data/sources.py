@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,8 @@ import numpy as np
 from dflash.data.chat import check_options, render_chat
 from dflash.data.corpus import SourceFile
 from dflash.data.documents import Document
-from dflash.data.rows import BadLines, BadRow, convert, file_rows, hub_rows, messages_of, text_of
+from dflash.data.rows import BadLines, BadRow, convert, file_rows, hub_rows, messages_of, row_options, text_of
+from dflash.data.shapes import Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,14 +40,20 @@ def file_documents(
     bad_lines: BadLines | None = None,
     options: Mapping[str, Any] | None = None,
     columns: Mapping[str, str] | None = None,
+    shape: Shape | None = None,
+    lane: int = 0,
+    lanes: int = 1,
 ) -> Iterator[Document]:
-    """Documents of a local JSONL or Parquet file, or a folder of them: rows ``{"text"}`` or ``{"messages"}``.
+    """Documents of a local JSONL or Parquet file, or a folder of them.
 
-    max_tokens: longer documents are bad rows. options go to the chat template. columns: see ``rows.convert``.
+    Rows: ``{"text"}``, ``{"messages"}``, or the target's own ``{"prompt_ids", "response_ids"}``. max_tokens: longer
+    documents are bad rows. options go to the chat template. columns, shape: see ``rows.convert``. lane, lanes: the
+    share of the rows wanted, see ``rows.file_rows``.
     Raises ValueError naming file and line at a bad row, unless ``on_bad="skip"``, which counts it in ``bad_lines``.
     """
-    to_document = _row_to_document(tokenizer, max_tokens, options)
-    return convert(file_rows(path), to_document, on_bad=on_bad, bad_lines=bad_lines, columns=columns)
+    to_document = row_to_document(tokenizer, max_tokens, options)
+    rows = file_rows(path, lane=lane, lanes=lanes)
+    return convert(rows, to_document, on_bad=on_bad, bad_lines=bad_lines, columns=columns, shape=shape)
 
 
 def hub_documents(
@@ -62,18 +69,27 @@ def hub_documents(
     bad_lines: BadLines | None = None,
     options: Mapping[str, Any] | None = None,
     columns: Mapping[str, str] | None = None,
+    shape: Shape | None = None,
+    lane: int = 0,
+    lanes: int = 1,
 ) -> Iterator[Document]:
     """As ``file_documents``, from any data set that ``datasets`` can stream."""
-    rows = hub_rows(path, name=name, split=split, revision=revision, data_files=data_files)
-    to_document = _row_to_document(tokenizer, max_tokens, options)
-    return convert(rows, to_document, on_bad=on_bad, bad_lines=bad_lines, columns=columns)
+    where = {"name": name, "split": split, "revision": revision, "data_files": data_files}
+    rows = hub_rows(path, **where, lane=lane, lanes=lanes)
+    to_document = row_to_document(tokenizer, max_tokens, options)
+    return convert(rows, to_document, on_bad=on_bad, bad_lines=bad_lines, columns=columns, shape=shape)
 
 
-def _row_to_document(tokenizer, max_tokens: int | None, options: Mapping[str, Any] | None):
+def row_to_document(
+    tokenizer: PreTrainedTokenizerBase, max_tokens: int | None, options: Mapping[str, Any] | None
+) -> Callable[[str, dict], Document]:
+    """(origin, row) -> its document, as ``file_documents`` describes; BadRow where it holds none."""
     check_options(options)  # a wrong option is the user's mistake, not that of every row
 
     def to_document(origin: str, row: dict) -> Document:
-        if "messages" in row:
+        if "response_ids" in row:
+            document = _response_document(row, origin)
+        elif "messages" in row:
             document = _chat_document(tokenizer, row, options, origin)
         elif "text" in row:
             document = text_document(tokenizer, text_of(row, "text"), origin=origin)
@@ -86,12 +102,25 @@ def _row_to_document(tokenizer, max_tokens: int | None, options: Mapping[str, An
     return to_document
 
 
+def response_document(prompt_ids: Sequence[int], response_ids: Sequence[int], *, origin: str = "") -> Document:
+    """A prompt, unsupervised, and what the target answered, supervised."""
+    ids = np.asarray([*prompt_ids, *response_ids], dtype=np.int32)
+    return Document(ids, np.arange(len(ids)) >= len(prompt_ids), origin)
+
+
+def _response_document(row: dict, origin: str) -> Document:
+    parts = (row.get("prompt_ids"), row["response_ids"])
+    for part in parts:
+        if not isinstance(part, list) or not all(isinstance(token, int) and 0 <= token < 2**31 for token in part):
+            raise BadRow("wrong type", "prompt_ids and response_ids must be lists of token ids")
+    return response_document(*parts, origin=origin)
+
+
 def _chat_document(tokenizer, row: dict, options: Mapping[str, Any] | None, origin: str) -> Document:
     messages = messages_of(row)
     if not any(message["role"] == "assistant" for message in messages):
         raise BadRow("no assistant turn")
-    options = {**(options or {}), **({"tools": row["tools"]} if row.get("tools") else {})}
     try:
-        return render_chat(tokenizer, messages, options=options, origin=origin)
+        return render_chat(tokenizer, messages, options=row_options(row, options), origin=origin)
     except ValueError as error:
         raise BadRow("chat template", str(error).removeprefix(f"{origin}: ")) from error

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Protocol
 
 import numpy as np
@@ -110,6 +110,36 @@ class StreamedRows:
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
         self._rewind()
+
+
+class LanedRows:
+    """As ``StreamedRows``, over a source that can give equal shares of itself: lanes.
+
+    Micro-batch m of the whole world is lane m % lanes's own: so batches depend on the number of lanes, and not on how
+    many ranks and workers share them; and where that number of processes divides the lanes, each reads only its own.
+    open_rows(lane, lanes): the rows of a share, the same each time. buffer_rows: of all lanes together.
+    """
+
+    def __init__(
+        self,
+        open_rows: Callable[[int, int], Iterable[Row]],
+        seed: int,
+        *,
+        lanes: int,
+        batch_size: int,
+        buffer_rows: int = 256,
+    ):
+        self.batch_size = batch_size
+        seeds = np.random.SeedSequence(seed).generate_state(lanes)
+        buffer = max(1, buffer_rows // lanes)
+        self.lanes = [
+            StreamedRows(partial(open_rows, lane, lanes), int(seeds[lane]), buffer_rows=buffer) for lane in range(lanes)
+        ]
+
+    def row(self, index: int) -> Row:
+        batch, place = divmod(index, self.batch_size)
+        turn, lane = divmod(batch, len(self.lanes))
+        return self.lanes[lane].row(turn * self.batch_size + place)
 
 
 class BatchStream(Dataset):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
 
 import numpy as np
 import pytest
 
 from dflash.data.chat import render_chat, render_prompt
+from dflash.target.reading import read_reading
 
 CHATML = (
     "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
@@ -225,16 +227,106 @@ def test_gpt_oss_tool_call(gpt_oss):
     made = ' to=functions.add<|channel|>commentary json<|message|>{"a": 2}<|call|>'
     assert sampled == f"<|channel|>analysis<|message|>I add<|end|><|start|>assistant{made}{made}"
     # a final answer makes the template drop the analysis that the target saw when it wrote that answer
-    with pytest.raises(ValueError, match="renders the history differently"):
-        render_chat(gpt_oss, [*messages[:3], {"role": "assistant", "content": "four"}])
+    answered = [*messages[:3], {"role": "assistant", "content": "four"}]
+    document = render_chat(gpt_oss, answered)
+    prompt = render_prompt(gpt_oss, messages[:3])
+    assert "I add" in gpt_oss.decode(prompt) and "I add" not in gpt_oss.apply_chat_template(answered, tokenize=False)
+    assert document.ids.tolist() == prompt + encode(gpt_oss, "<|channel|>final<|message|>four<|return|>")
+    sampled = gpt_oss.decode(document.ids[document.supervised].tolist())
+    analysis = "<|channel|>analysis<|message|>I add<|end|><|start|>assistant"
+    assert sampled == f"{analysis}{made}<|channel|>final<|message|>four<|return|>"
+
+
+# Told without a template: what gpt-oss's own shows of a conversation, and what of that the model sampled.
+def transcript(messages: list[dict], options: dict) -> list[tuple[str, bool]]:
+    """(text, whether it was sampled) of the prompt of the last turn and of that turn, under the rules of HARMONY."""
+    last = len(messages) - 1
+    finals = [i for i, m in enumerate(messages) if m["role"] == "assistant" and "tool_calls" not in m]
+    dropped_at = {}  # thinking of call i is gone from every prompt behind this turn
+    for i, message in enumerate(messages[:last]):
+        if message["role"] == "assistant" and message.get("thinking"):
+            later = [f for f in finals if f >= i] if "tool_calls" in message else [i]
+            dropped_at[i] = later[0] if later else last
+    gone = {i for i, at in dropped_at.items() if at < last}  # from the last prompt
+
+    def as_it_was(turn: int) -> bool:
+        """Whether turn's prompt and response stand in the last prompt as they were."""
+        return turn not in gone and all(at < turn for i, at in dropped_at.items() if i < turn and i in gone)
+
+    effort, date = options["reasoning_effort"], options["current_date"]
+    pieces = [(f"<|start|>system<|message|>Current date: {date}\nReasoning: {effort}\n<|end|>", False)]
+    for i, message in enumerate(messages):
+        if message["role"] == "tool":
+            result = json.dumps(message["content"], ensure_ascii=False)
+            head = "<|start|>functions.add to=assistant<|channel|>commentary<|message|>"
+            pieces.append((f"{head}{result}<|end|>", False))
+        elif message["role"] != "assistant":
+            pieces.append((f"<|start|>{message['role']}<|message|>{message['content']}<|end|>", False))
+        else:
+            sampled = i == last or as_it_was(i)
+            thinking = message.get("thinking") if i not in gone else None
+            said = f"<|channel|>analysis<|message|>{thinking}<|end|><|start|>assistant" if thinking else ""
+            if "tool_calls" in message:
+                arguments = json.dumps(message["tool_calls"][0]["function"]["arguments"])
+                said += f" to=functions.add<|channel|>commentary json<|message|>{arguments}<|call|>"
+            else:
+                said += f"<|channel|>final<|message|>{message['content']}"
+            pieces += [("<|start|>assistant", False), (said, sampled)]
+            if "tool_calls" not in message:
+                pieces.append(("<|return|>", True) if i == last else ("<|end|>", False))
+    return pieces
+
+
+def conversation(rng: random.Random) -> list[dict]:
+    """Some turns with and without thinking, tool calls and their results, ending with the assistant."""
+    messages = [{"role": "system", "content": text(rng)}] if rng.random() < 0.3 else []
+    for _ in range(rng.randint(1, 3)):
+        messages.append({"role": "user", "content": text(rng)})
+        for _ in range(rng.choice((0, 0, 1, 2))):
+            call = {"function": {"name": "add", "arguments": {"a": rng.randint(0, 99)}}}
+            thinking = {"thinking": text(rng)} if rng.random() < 0.5 else {}
+            messages += [
+                {"role": "assistant", "tool_calls": [call], **thinking},
+                {"role": "tool", "content": text(rng)},
+            ]
+        thinking = {"thinking": text(rng)} if rng.random() < 0.5 else {}
+        messages.append({"role": "assistant", "content": text(rng), **thinking})
+    if rng.random() < 0.2 and len(messages) > 3 and "tool_calls" in messages[-3]:
+        messages = messages[:-2]  # ends with the call
+    return messages
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    """The embedded target's own tokenizer, with the harmony special tokens, under the rules of gpt-oss."""
+    tokenizer = read_reading("assets/tiny_gpt_oss").tokenizer
+    tokenizer.chat_template = HARMONY
+    return tokenizer
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_mask_is_what_generation_sampled(embedded, seed):
+    rng = random.Random(seed)
+    messages = conversation(rng)
+    options = {"reasoning_effort": rng.choice(("low", "medium", "high")), "current_date": f"2026-0{1 + seed % 9}-01"}
+    pieces = transcript(messages, options)
+    document = render_chat(embedded, messages, options=options)
+    encoded = [(encode(embedded, piece), sampled) for piece, sampled in pieces]
+    assert embedded.decode(document.ids.tolist()) == "".join(piece for piece, _ in pieces)
+    assert document.ids.tolist() == [token for ids, _ in encoded for token in ids]
+    assert document.supervised.tolist() == [sampled for ids, sampled in encoded for _ in ids]
+    # and the last turn is the continuation of exactly the prompt that decoding would be given
+    prompt = render_prompt(embedded, messages[:-1], options=options)
+    assert document.ids[: len(prompt)].tolist() == prompt and document.supervised[len(prompt) :].all()
 
 
 def test_refusals(tokenizer):
     with pytest.raises(ValueError, match=r"x.jsonl:7: no assistant turn"):
         render_chat(tokenizer, [{"role": "user", "content": "a"}], origin="x.jsonl:7")
-    both = [{"role": "assistant", "content": "a", "thinking": "t"}, {"role": "assistant", "content": "b"}]
-    with pytest.raises(ValueError, match="renders the history differently"):  # the first turn's analysis disappears
-        render_chat(tokenizer, [{"role": "user", "content": "a"}, *both])
+    counting = copy.deepcopy(tokenizer)
+    counting.chat_template = "{{ messages | length }}" + CHATML
+    with pytest.raises(ValueError, match="renders the history differently"):
+        render_chat(counting, [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
     strict = copy.deepcopy(tokenizer)
     strict.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(ValueError, match="roles must alternate"):

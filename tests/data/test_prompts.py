@@ -11,8 +11,9 @@ import pytest
 from dflash.data.__main__ import main
 from dflash.data.chat import render_prompt
 from dflash.data.corpus import SourceFile, exercises, is_held_out
+from dflash.data.corpus_prompts import corpus_prompts
 from dflash.data.held_out import held_out_prompts
-from dflash.data.prompts import Prompt, corpus_prompts, encode_prompt, hub_prompts, read_prompts, write_prompts
+from dflash.data.prompts import Prompt, encode_prompt, hub_prompts, read_prompts, write_prompts
 from dflash.data.rows import BadLines
 
 COMMITTED = Path(__file__).parents[2] / "assets" / "prompts" / "held_out.jsonl"

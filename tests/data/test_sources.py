@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pyarrow
@@ -9,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from dflash.data.corpus import SourceFile
-from dflash.data.rows import BadLines
+from dflash.data.rows import BadLines, file_rows, hub_rows, parse_row
 from dflash.data.sources import corpus_documents, file_documents, hub_documents
 
 CHAT = [{"role": "user", "content": "say x"}, {"role": "assistant", "content": "x"}]
@@ -109,9 +110,10 @@ def test_skipped_lines_are_counted_once_each(tmp_path, tokenizer):
 
 
 def test_chat_the_template_refuses_is_a_bad_line(tmp_path, tokenizer):
-    twice = [CHAT[0], {**CHAT[1], "thinking": "t"}, CHAT[1]]
-    with pytest.raises(ValueError, match=r"a.jsonl:1: chat template: the chat template renders the history"):
-        list(file_documents(jsonl(tmp_path / "a.jsonl", [{"messages": twice}]), tokenizer))
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ValueError, match=r"a.jsonl:1: chat template: the chat template refuses .*roles must alternate"):
+        list(file_documents(jsonl(tmp_path / "a.jsonl", [{"messages": CHAT}]), strict))
 
 
 def test_user_mistakes_are_told_at_once(tmp_path, tokenizer):
@@ -146,3 +148,45 @@ def test_hub_set_from_a_local_stand_in(tmp_path, tokenizer, monkeypatch):
     assert found[0].ids.tolist() == next(iter(file_documents(local, tokenizer))).ids.tolist()
     with pytest.raises(ValueError, match=r"split='test'\) cannot be opened as a hub data set"):
         list(hub_documents(str(folder), tokenizer, split="test"))
+
+
+def test_responses_as_token_ids(tmp_path, tokenizer):
+    rows = [{"prompt_ids": [1, 2], "response_ids": [3, 4, 5], "text": "unread"}]
+    (document,) = file_documents(jsonl(tmp_path / "a.jsonl", rows), tokenizer)
+    assert document.ids.tolist() == [1, 2, 3, 4, 5] and document.supervised.tolist() == [False] * 2 + [True] * 3
+    for bad in (
+        {"prompt_ids": [1], "response_ids": ["a"]},
+        {"response_ids": [1]},
+        {"prompt_ids": [-1], "response_ids": []},
+    ):
+        with pytest.raises(ValueError, match="wrong type: prompt_ids and response_ids must be lists of token ids"):
+            list(file_documents(jsonl(tmp_path / "b.jsonl", [bad]), tokenizer))
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 5])
+def test_lanes_share_the_rows_out(tmp_path, lanes):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    texts = [{"text": f"row {i}"} for i in range(700)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(texts[:601]), folder / "a.parquet")
+    jsonl(folder / "b.jsonl", texts[601:640])
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(texts[640:]), folder / "c.parquet")
+    everything = list(file_rows(folder))
+    assert [parse_row(row) for _, row in everything] == texts
+    for lane in range(lanes):
+        assert list(file_rows(folder, lane=lane, lanes=lanes)) == everything[lane::lanes]
+
+
+@pytest.mark.parametrize(("files", "lanes"), [(4, 2), (3, 2), (1, 3)])
+def test_lanes_of_a_hub_set_from_a_local_stand_in(tmp_path, files, lanes, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    folder = tmp_path / "stand_in"
+    folder.mkdir()
+    for i in range(files):
+        jsonl(folder / f"train-{i}.jsonl", [{"text": f"{i} {n}"} for n in range(7)])
+    shares = [list(hub_rows(str(folder), lane=lane, lanes=lanes)) for lane in range(lanes)]
+    origins = [origin for share in shares for origin, _ in share]
+    assert len(set(origins)) == len(origins) and min(map(len, shares)) >= 7 * files // lanes
+    assert sorted(row["text"] for share in shares for _, row in share) == sorted(
+        row["text"] for _, row in hub_rows(str(folder))
+    )

@@ -1,0 +1,49 @@
+"""The side of a target that reads and writes text, without its weights: enough to render, show and ask a server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+ENDS = ("<|return|>", "<|call|>", "<|endoftext|>")  # of harmony: they end a message for us, whatever a model says
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A target's tokenizer and the tokens that end its decoding."""
+
+    tokenizer: PreTrainedTokenizerBase
+    stop_token_ids: tuple[int, ...]
+
+    def tokenizer_fingerprint(self) -> str:
+        """sha256 over vocabulary and chat template, as a loaded target gives it."""
+        vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
+        return hashlib.sha256((vocabulary + str(self.tokenizer.chat_template)).encode()).hexdigest()
+
+
+def read_reading(path: str, *, revision: str | None = None) -> Reading:
+    """From a model folder or a hub id; no weights are read. Raises ValueError if its tokenizer cannot be loaded."""
+    options: dict[str, Any] = {"revision": revision} if revision else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+        ends = _configured_ends(path, options)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"target.path={path!r}: its tokenizer cannot be loaded ({str(error).strip().splitlines()[0]}); give a "
+            "model folder, or connect to the model hub"
+        ) from error
+    configured = {tokenizer.eos_token_id} if ends is None else set(ends if isinstance(ends, list) else [ends])
+    vocabulary = tokenizer.get_vocab()
+    stops = configured | {vocabulary[token] for token in ENDS if token in vocabulary}
+    return Reading(tokenizer, tuple(sorted(stops - {None})))
+
+
+def _configured_ends(path: str, options: dict[str, Any]) -> int | list[int] | None:
+    try:
+        return GenerationConfig.from_pretrained(path, **options).eos_token_id
+    except OSError:  # none there: then transformers makes one of the model's configuration
+        return AutoConfig.from_pretrained(path, **options).get_text_config().eos_token_id
