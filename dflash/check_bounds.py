@@ -86,6 +86,7 @@ BOUNDS = _COMMON | {
     "callbacks.acceptance.num_decode": Bound(0, 4),
     "callbacks.acceptance.max_new_tokens": Bound(1, 128),
     "callbacks.acceptance.batch_size": Bound(1, 16),
+    "callbacks.average.decay": Bound(0, 0.999, high=1),
     "callbacks.checkpoints.every": Bound(1, 200),
     "callbacks.checkpoints.keep": Bound(-1, 1),
     "decoding.max_new_tokens": Bound(2, 128),

@@ -22,7 +22,14 @@ from dflash.hub.keys import complain
 from dflash.hub.source import bundle_findings
 from dflash.hub.target_folder import find_target, read_facts, read_shared
 from dflash.target.load import local_target, read_dims
-from dflash.training.checkpoint import CONTRACT_KEY, DRAFT_PREFIX, find_checkpoint, make_contract, read_checkpoint
+from dflash.training.checkpoint import (
+    CONTRACT_KEY,
+    DRAFT_PREFIX,
+    draft_weights,
+    find_checkpoint,
+    make_contract,
+    read_checkpoint,
+)
 
 
 def export(
@@ -58,7 +65,7 @@ def _open(source: Path, target: str | None) -> tuple[Bundle, str, dict | None]:
     path = find_checkpoint(source)
     state = read_checkpoint(path)
     contract = state[CONTRACT_KEY]
-    weights = {k.removeprefix(DRAFT_PREFIX): v for k, v in state["state_dict"].items() if k.startswith(DRAFT_PREFIX)}
+    weights = draft_weights(state)
     bundle = Bundle(DraftShape.from_dict(contract["shape"]), TargetFacts(vocab_size=0), weights)
     return bundle, contract["target_name"], find_report(path)
 

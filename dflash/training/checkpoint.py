@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dflash.draft.draft import Draft
 from dflash.draft.shape import DraftShape
 from dflash.target.load import LoadedTarget
 
 CONTRACT_KEY = "contract"
+AVERAGE_KEY = "average"  # of the draft's weights, where the run kept one
 DRAFT_PREFIX = "draft."
 
 
@@ -81,8 +83,14 @@ def read_checkpoint(path: str | Path) -> dict:
     return state
 
 
+def draft_weights(state: dict) -> dict[str, Tensor]:
+    """Name -> weight of the draft in a checkpoint's contents: the averaged ones where the run kept them."""
+    weights = {k.removeprefix(DRAFT_PREFIX): v for k, v in state["state_dict"].items() if k.startswith(DRAFT_PREFIX)}
+    return weights | state.get(AVERAGE_KEY, {}).get("weights", {})
+
+
 def load_draft(path: str | Path, loaded: LoadedTarget) -> Draft:
-    """The draft of a checkpoint, in eval mode, on the target's device.
+    """The draft of a checkpoint, in eval mode, on the target's device: averaged weights where the run kept them.
 
     Raises ValueError if the checkpoint was trained against another target.
     """
@@ -90,6 +98,5 @@ def load_draft(path: str | Path, loaded: LoadedTarget) -> Draft:
     shape = DraftShape.from_dict(state[CONTRACT_KEY]["shape"])
     check_contract(state[CONTRACT_KEY], make_contract(loaded, shape), what=f"checkpoint {path}")
     draft = Draft(shape)
-    weights = {k.removeprefix(DRAFT_PREFIX): v for k, v in state["state_dict"].items() if k.startswith(DRAFT_PREFIX)}
-    draft.load_state_dict(weights)
+    draft.load_state_dict(draft_weights(state))
     return draft.to(loaded.target.device).eval()

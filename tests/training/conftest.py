@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -113,6 +114,7 @@ def fit(
     evaluate: bool = True,
     save_every: int = 100,
     precision: str = "32-true",
+    extra: Sequence[L.Callback] = (),
 ) -> L.Trainer:
     """Train up to ``steps`` optimizer steps; every run ends in a checkpoint ``end.ckpt``."""
     callbacks: list[L.Callback] = []
@@ -126,7 +128,7 @@ def fit(
         max_steps=steps,
         max_epochs=-1,
         logger=False,
-        callbacks=callbacks,
+        callbacks=[*callbacks, *extra],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
