@@ -14,7 +14,6 @@ from dflash.decode.decoder import SpeculativeDecoder
 from dflash.evaluation.acceptance import AcceptanceStats, pack_continuations, walk_features
 from dflash.target.load import LoadedTarget
 from dflash.training.averaging import averaged
-from dflash.training.sharding import gathered
 
 METRIC = "acceptance/mean"
 
@@ -96,10 +95,9 @@ class AcceptanceEval(L.Callback):
         draft.eval()
         exact = torch.autocast(self.loaded.target.device.type, enabled=False)
         with torch.no_grad(), exact, averaged(trainer, module):
-            whole = gathered(draft)
-            lists = self._walk(whole)
+            lists = self._walk(draft)
             if step and step % self.decode_every == 0:
-                self._compare(whole, lists)
+                self._compare(draft, lists)
         draft.train(training)
         self._log(trainer, module, AcceptanceStats(tuple(lists), self._block_size(draft)))
         self.seconds += time.perf_counter() - started
