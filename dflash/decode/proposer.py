@@ -1,0 +1,76 @@
+"""What proposes the tokens behind each row's anchor: a draft, or something cheaper to hold it against.
+
+Stands between the batch and a draft session; what it proposes goes through the same verifiers, so that whatever it is,
+the output stays the target's own.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dflash.draft.draft import Draft
+from dflash.draft.heads.slots import Slots, make_slots
+from dflash.target.target import Target
+
+
+class Proposing(Protocol):
+    """The state of one batch of rows. Letters: B rows, Q tokens of the target's last pass, K block."""
+
+    def extend(self, ids_BQ: Tensor, taps_BQTH: Tensor | None, counts_B: Tensor, *, longest: int, ragged: bool) -> None:
+        """Each row's next counts_B[b] <= Q tokens are decided, and the target has run on them."""
+        ...
+
+    def slots(self, anchor_B: Tensor) -> Slots:
+        """Up to K - 1 slots behind the anchors, the tokens that come right behind those."""
+        ...
+
+    def select(self, rows: Tensor, *, longest: int, ragged: bool) -> None:
+        """Keep only these rows of the batch."""
+        ...
+
+
+class Proposer:
+    """taps: layers of the target whose outputs it reads. block_size: tokens of a block, anchor included, if not told.
+    confident: it says how sure it is that the target keeps a proposal."""
+
+    taps: tuple[int, ...] = ()
+    block_size: int = 8
+    confident: bool = False
+
+    def open(self, target: Target, batch_size: int, *, capacity: int, block_size: int) -> Proposing:
+        """For ``batch_size`` empty rows of at most ``capacity`` tokens."""
+        raise NotImplementedError
+
+
+class BlockProposer(Proposer):
+    """A DFlash draft: the whole block in one pass (paper section 3)."""
+
+    def __init__(self, draft: Draft):
+        self.draft = draft
+        self.taps, self.block_size = draft.shape.taps, draft.shape.block_size
+        self.confident = draft.shape.head is not None and draft.shape.head.confident
+
+    def open(self, target: Target, batch_size: int, *, capacity: int, block_size: int) -> Proposing:
+        return _Blocks(self.draft, target, batch_size, capacity=capacity, block_size=block_size)
+
+
+class _Blocks:
+    def __init__(self, draft: Draft, target: Target, batch_size: int, *, capacity: int, block_size: int):
+        self.draft, self.target = draft, target
+        self.session = draft.open(batch_size, capacity=capacity)
+        self.noise_D = torch.full((block_size - 1,), draft.shape.mask_token_id, device=target.device)
+
+    def extend(self, ids_BQ: Tensor, taps_BQTH: Tensor | None, counts_B: Tensor, *, longest: int, ragged: bool) -> None:
+        self.session.extend(taps_BQTH, counts_B, longest=longest, ragged=ragged)
+
+    def slots(self, anchor_B: Tensor) -> Slots:
+        noise_BK = torch.cat([anchor_B[:, None], self.noise_D.expand(len(anchor_B), -1)], dim=1)
+        hidden_BDH = self.session.propose(self.target.embed(noise_BK))[:, 1:]
+        logits_BDV = self.target.logits(hidden_BDH.to(self.target.dtype))
+        return make_slots(self.draft.head, logits_BDV, hidden_BDH, anchor_B, self.target.embed)
+
+    def select(self, rows: Tensor, *, longest: int, ragged: bool) -> None:
+        self.session.select(rows, longest=longest, ragged=ragged)
