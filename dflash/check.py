@@ -46,7 +46,8 @@ def find(config: Mapping, *, build: Callable[[Any, str], Any]) -> list[str]:
     """All findings of a resolved configuration of either script. ``build``: makes the object a node describes."""
     findings = list(_values(config))
     if select(config, "task._target_") == PRETRAIN:
-        return [*findings, *_finite(config, PRETRAINING)]
+        planned = ["plan=true: pre-training of a target has no plan; leave it out"] if config["plan"] else []
+        return [*findings, *planned, *_finite(config, PRETRAINING)]
     findings += _paths(config)
     known, more = _target(config)
     findings += more

@@ -76,6 +76,10 @@ BOUNDS = _COMMON | {
     "data.prompts.count": Bound(1, 1024),
     "data.prompts.chat_fraction": Bound(0, 0.25, high=1),
     "data.prompts.max_tokens": Bound(1, 1024),
+    "budget.memory_gib": Bound(0, 79, above=True),
+    "budget.matmul_tflops": Bound(0, 600, above=True),
+    "budget.bandwidth_gb_s": Bound(0, 2800, above=True),
+    "budget.launch_us": Bound(0, 5),
     "features.max_gib": Bound(0, 2.0, above=True),
     "prompts.count": Bound(1, "null"),
     "prompts.max_tokens": Bound(1, "null"),
@@ -120,4 +124,9 @@ CHOICES = {
     "trainer.precision": ("32-true", "bf16-mixed", "16-mixed"),
 }
 _CUTS = ("top_k", "top_p", "min_p")
-NULLABLE = ("clip", "count", "max_tokens", "block_size", "resume", "gamma", "experts", "name", "revision", *_CUTS)
+_BUDGET = ("memory_gib", "matmul_tflops", "bandwidth_gb_s")
+NULLABLE = (
+    *("clip", "count", "max_tokens", "block_size", "resume", "gamma", "experts", "name", "revision"),
+    *_CUTS,
+    *_BUDGET,
+)

@@ -25,7 +25,7 @@ LEVELS = (
     ("hub",),
     ("check_bounds",),
     ("check",),
-    ("compose",),
+    ("compose", "plan"),
     ("assemble",),
     ("chat",),
     SCRIPTS,

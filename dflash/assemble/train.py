@@ -11,6 +11,7 @@ from dflash.allocator import keep_freed_memory
 from dflash.assemble.data import DataRecipe
 from dflash.assemble.measuring import describe_draft, describe_target, measure_all, new_draft
 from dflash.assemble.parts import build_parts, members, ready_device
+from dflash.assemble.plan import plan_run
 from dflash.assemble.run import Phases, bar, origin, point_latest
 from dflash.compose import Run, write_config
 from dflash.data.modules import DistillationDataModule
@@ -19,6 +20,7 @@ from dflash.evaluation.report import write_report
 from dflash.evaluation.tables import console_report
 from dflash.objective.objective import Objective
 from dflash.target.load import LoadedTarget
+from dflash.target.target import Target
 from dflash.training.callbacks import AcceptanceEval
 from dflash.training.checkpoint import find_checkpoint, load_draft, make_contract
 from dflash.training.fitting import Callback, begin, fit, make_trainer, open_loggers, resume_from
@@ -30,6 +32,8 @@ TRAINED, UNTRAINED = "trained draft", "untrained draft"
 def distil(settings: dict, run: Run) -> float | None:
     """Train a draft and measure it; the mean acceptance length (None on ranks above 0)."""
     parts = train_parts(settings)
+    if settings["plan"]:
+        return plan_run(settings, run, parts_of=train_parts, module_of=untied_module)
     ready_device(settings["device"])
     outputs = settings["paths"]["outputs"]
     resume = resume_from(settings["resume"], outputs=outputs, name=settings["name"])
@@ -117,17 +121,24 @@ def train_parts(settings: dict) -> dict[str, Any]:
 
 
 def make_module(settings: dict, parts: dict, loaded: LoadedTarget) -> DistillationModule:
-    shape = parts["draft"](loaded.target.dims, block_size=settings["block_size"], mask_token_id=loaded.mask_token_id)
+    module = untied_module(settings, parts, loaded.target, mask_token_id=loaded.mask_token_id)
+    module.contract = make_contract(loaded, module.draft.shape)
+    return module
+
+
+def untied_module(settings: dict, parts: dict, target: Target, *, mask_token_id: int) -> DistillationModule:
+    """The module with an empty contract: enough for a plan, whose target has no weights to make a contract with."""
+    shape = parts["draft"](target.dims, block_size=settings["block_size"], mask_token_id=mask_token_id)
     names = ("steps", "num_anchors", "seed", "accumulate", "clip")
     draft = new_draft(shape, seed=settings["seed"])
     draft.attention = parts["attention"]
     return DistillationModule(
-        loaded.target,
+        target,
         draft,
         parts["objective"],
         optimizer=parts["optimizer"],
         schedule=parts["schedule"],
-        contract=make_contract(loaded, shape),
+        contract={},
         features=parts["features"],
         **{name: settings[name] for name in names},
     )

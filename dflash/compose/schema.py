@@ -25,6 +25,7 @@ class TrainSchema:
     checkpoint_every: int = 1
     resume: str | None = None
     measure_untrained: bool = True
+    plan: bool = False
     device: str = "cpu"
     target: Any = None
     target_facts: Any = None
@@ -35,6 +36,7 @@ class TrainSchema:
     optimizer: Any = None
     schedule: Any = None
     trainer: Any = None
+    budget: Any = None
     attention: Any = None
     callbacks: Any = None
     logger: Any = None

@@ -21,12 +21,26 @@ class FeatureSource(Protocol):
         self, target: Target, batch: TokenBatch, taps: tuple[int, ...], *, with_last: bool
     ) -> TargetFeatures: ...
 
+    def kept_bytes(self, row_bytes: int, num_rows: int) -> int:
+        """What it keeps in memory of ``num_rows`` different rows, for a plan."""
+        ...
+
+    def stored_bytes(self, row_bytes: int, num_rows: int) -> int:
+        """What it writes to disk of them."""
+        ...
+
 
 class OnlineFeatures:
     """The target runs on every batch; nothing is kept."""
 
     def __call__(self, target: Target, batch: TokenBatch, taps: tuple[int, ...], *, with_last: bool) -> TargetFeatures:
         return target.features(batch, taps, with_last=with_last)
+
+    def kept_bytes(self, row_bytes: int, num_rows: int) -> int:
+        return 0
+
+    def stored_bytes(self, row_bytes: int, num_rows: int) -> int:
+        return 0
 
 
 class MemoryFeatures:
@@ -48,6 +62,12 @@ class MemoryFeatures:
         rows = [self._row(target, _row(batch, b), taps, with_last) for b in range(len(batch.ids_BS))]
         last = torch.cat([row.last_BSH for row in rows]) if with_last else None
         return TargetFeatures(torch.cat([row.taps_BSTH for row in rows]), last)
+
+    def kept_bytes(self, row_bytes: int, num_rows: int) -> int:
+        return min(self.max_bytes, row_bytes * num_rows)
+
+    def stored_bytes(self, row_bytes: int, num_rows: int) -> int:
+        return 0
 
     def _row(self, target: Target, row: TokenBatch, taps: tuple[int, ...], with_last: bool) -> TargetFeatures:
         key = b"".join(part.cpu().numpy().tobytes() for part in (row.ids_BS, row.documents_BS))

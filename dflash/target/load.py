@@ -7,20 +7,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from dflash.target.attention import FUSED, register_fused
 from dflash.target.families import FAMILIES, build_model
+from dflash.target.outline import configuration, outline
 from dflash.target.target import Target, TargetDims, dims_of
 from dflash.target.tokenizer import train_tokenizer
 
-Loader = Callable[[], "LoadedTarget"]
+
+class Loader(Protocol):
+    """What a factory of conf ``target`` makes."""
+
+    def __call__(self) -> LoadedTarget:
+        """Load the weights. Raises ValueError for anything that cannot be loaded."""
+        ...
+
+    def outline(self, facts: Mapping[str, Any], fake: AbstractContextManager) -> Target:
+        """The same target without weights, for a plan; facts: conf ``target_facts``. See ``target.outline``."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,7 @@ def local_target(
     (experts matters for mixtures only), or attention "fused", ours for inference with sinks (``target.attention``).
     Raises ValueError, when called, for anything that cannot be loaded.
     """
-    return lambda: _load(path, dtype, device, mask_token_id, revision, attention, experts)
+    return _Local(path, dtype, device, mask_token_id, revision, attention, experts)
 
 
 def random_target(
@@ -63,16 +75,52 @@ def random_target(
     """A tiny target of ``family`` with random weights and a byte-level tokenizer; for tests and smoke runs."""
     if family not in FAMILIES:
         raise ValueError(f"target.family={family!r}: choose one of {', '.join(FAMILIES)}")
+    return _Random(family, vocab_size, seed, dtype, device)
 
-    def load() -> LoadedTarget:
-        tokenizer = train_tokenizer([__doc__ or ""], vocab_size=vocab_size)
+
+@dataclass(frozen=True)
+class _Local:
+    """What ``local_target`` returns; its docstring explains the fields."""
+
+    path: str
+    dtype: str
+    device: str
+    mask_token_id: int | None
+    revision: str | None
+    attention: str
+    experts: str | None
+
+    def __call__(self) -> LoadedTarget:
+        return _load(
+            self.path, self.dtype, self.device, self.mask_token_id, self.revision, self.attention, self.experts
+        )
+
+    def outline(self, facts: Mapping[str, Any], fake: AbstractContextManager) -> Target:
+        config = configuration(self.path, facts=facts, revision=self.revision)
+        return outline(config, fake=fake, dtype=self.dtype, attention=self.attention, name=self.path)
+
+
+@dataclass(frozen=True)
+class _Random:
+    """What ``random_target`` returns; its docstring explains the fields."""
+
+    family: str
+    vocab_size: int
+    seed: int
+    dtype: str
+    device: str
+
+    def __call__(self) -> LoadedTarget:
+        tokenizer = train_tokenizer([__doc__ or ""], vocab_size=self.vocab_size)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = build_model(FAMILIES[family](vocab_size))
-        target = Target(model.to(device, getattr(torch, dtype)), name=f"random_{family}_{seed}")
-        return _loaded(target, tokenizer, None)
+            torch.manual_seed(self.seed)
+            model = build_model(FAMILIES[self.family](self.vocab_size))
+        name = f"random_{self.family}_{self.seed}"
+        return _loaded(Target(model.to(self.device, getattr(torch, self.dtype)), name=name), tokenizer, None)
 
-    return load
+    def outline(self, facts: Mapping[str, Any], fake: AbstractContextManager) -> Target:
+        config = FAMILIES[self.family](self.vocab_size)
+        return outline(config, fake=fake, dtype=self.dtype, attention="eager", name=f"random_{self.family}")
 
 
 def read_dims(path: str | Path) -> TargetDims:

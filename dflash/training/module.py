@@ -15,7 +15,7 @@ from dflash.objective.objective import Objective
 from dflash.target.features import FeatureSource, OnlineFeatures
 from dflash.target.target import Target
 from dflash.training.checkpoint import CONTRACT_KEY, check_contract
-from dflash.types import AnchoredBlocks, LossTerms, TokenBatch
+from dflash.types import AnchoredBlocks, LossTerms, TargetFeatures, TokenBatch
 
 
 class DistillationModule(L.LightningModule):
@@ -74,13 +74,17 @@ class DistillationModule(L.LightningModule):
         """text -> tokens (the data module) -> target features -> anchored blocks -> draft -> loss."""
         k, batch = indexed
         features = self.features(self.target, batch, self.draft.shape.taps, with_last=self.objective.needs_target)
-        blocks = self.draw_blocks(k, batch)
-        hidden = self.draft(self.target.embed(blocks.input_ids_BAK), features.taps_BSTH, block_geometry(batch, blocks))
-        terms = self.objective(hidden, blocks, features, self.target)
+        terms = self.loss_terms(k, batch, features)
         self.manual_backward(terms.numerator)
         self._add(terms)
         if self._micro_batches == self.accumulate:
             self._step()
+
+    def loss_terms(self, k: int, batch: TokenBatch, features: TargetFeatures) -> LossTerms:
+        """Anchored blocks -> draft -> loss of micro-batch k; what a plan rehearses without weights, too."""
+        blocks = self.draw_blocks(k, batch)
+        hidden = self.draft(self.target.embed(blocks.input_ids_BAK), features.taps_BSTH, block_geometry(batch, blocks))
+        return self.objective(hidden, blocks, features, self.target)
 
     def draw_blocks(self, k: int, batch: TokenBatch) -> AnchoredBlocks:
         """Anchors of micro-batch k of this rank, from a generator seeded by (seed, k, rank)."""
