@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from dflash.check_bounds import BOUNDS, CHOICES, PRETRAINING
+from dflash.check_data import data_findings
 from dflash.draft.layout import full_layout
 from dflash.draft.shape import shape_draft
 from dflash.hub.against import folder_findings
@@ -55,7 +56,7 @@ def find(config: Mapping, *, build: Callable[[Any, str], Any]) -> list[str]:
         findings += _draft(config, known, build, findings)
         findings += _mask_token(known)
         findings += _training(config)
-    findings += _lengths(config, known)
+    findings += [*data_findings(config), *_lengths(config, known)]
     said = {finding.partition(": ")[0]: finding for finding in reversed(findings)}  # one finding for one value
     return [finding for finding in dict.fromkeys(findings) if finding in said.values()] + _draft_folder(config, known)
 
@@ -233,7 +234,13 @@ def _lengths(config: Mapping, known: Knowns) -> Iterator[str]:
     if known.dims is None:
         return
     limit = known.dims.max_position_embeddings
-    for key in ("data.length", "data.max_new_tokens", "decoding.max_new_tokens", "callbacks.acceptance.max_new_tokens"):
+    limited = (
+        "max_new_tokens",
+        "data.max_new_tokens",
+        "decoding.max_new_tokens",
+        "callbacks.acceptance.max_new_tokens",
+    )
+    for key in ("data.length", *limited):
         value = select(config, key)
         if value is not None and value > limit - (key != "data.length"):
             yield f"{key}={value}: must be at most {limit}, the positions of the target, prompts included; lower it"

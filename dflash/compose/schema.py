@@ -1,4 +1,4 @@
-"""The top level of both configurations, as Hydra types it: a wrong key or type ends composition."""
+"""The top level of all configurations, as Hydra types it: a wrong key or type ends composition."""
 
 from __future__ import annotations
 
@@ -63,8 +63,34 @@ class EvaluateSchema:
     paths: Any = None
 
 
+@dataclass
+class RegenerateSchema:
+    """Top-level keys of python -m dflash.data regenerate."""
+
+    out: str = "???"
+    count: int | None = None
+    max_prompt_tokens: int | None = None
+    max_new_tokens: int = 1
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    seed: int = 0
+    device: str = "cpu"
+    shard_size: int = 256
+    keep_truncated: bool = True
+    accept_failures: bool = False
+    give_up_after: int = 64
+    target: Any = None
+    target_facts: Any = None
+    data: Any = None
+    engine: Any = None
+    paths: Any = None
+
+
 def register() -> None:
     """Make the schemas and the resolver ``times`` known to Hydra; once, before composing."""
     ConfigStore.instance().store(name="train_schema", node=TrainSchema)
     ConfigStore.instance().store(name="evaluate_schema", node=EvaluateSchema)
+    ConfigStore.instance().store(name="regenerate_schema", node=RegenerateSchema)
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)

@@ -14,10 +14,11 @@ ENDS = ("<|return|>", "<|call|>", "<|endoftext|>")  # of harmony: they end a mes
 
 @dataclass(frozen=True)
 class Reading:
-    """A target's tokenizer and the tokens that end its decoding."""
+    """A target's tokenizer and the tokens that end its decoding. name: its folder or hub id, empty if it has none."""
 
     tokenizer: PreTrainedTokenizerBase
     stop_token_ids: tuple[int, ...]
+    name: str = ""
 
     def tokenizer_fingerprint(self) -> str:
         """sha256 over vocabulary and chat template, as a loaded target gives it."""
@@ -39,7 +40,7 @@ def read_reading(path: str, *, revision: str | None = None) -> Reading:
     configured = {tokenizer.eos_token_id} if ends is None else set(ends if isinstance(ends, list) else [ends])
     vocabulary = tokenizer.get_vocab()
     stops = configured | {vocabulary[token] for token in ENDS if token in vocabulary}
-    return Reading(tokenizer, tuple(sorted(stops - {None})))
+    return Reading(tokenizer, tuple(sorted(stops - {None})), path)
 
 
 def _configured_ends(path: str, options: dict[str, Any]) -> int | list[int] | None:

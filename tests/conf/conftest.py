@@ -19,7 +19,9 @@ NEEDS = {
     "taps=explicit": ["draft.taps.layers=[1,3]"],
     "data=file": ["data.path=assets/prompts/held_out.jsonl"],
     "data=hub": ["data.path=owner/name"],
-    "data=mixture": ["+data.sources.mine={_target_:dflash.data.mixture.FileSource,path:assets/prompts/held_out.jsonl,weight:2}"],
+    "data=mixture": [
+        "+data.sources.mine={_target_:dflash.data.mixture.FileSource,path:assets/prompts/held_out.jsonl,weight:2}"
+    ],
     "data=regenerated_hub": ["data.prompts.path=owner/name"],
     "prompts=file": ["prompts.path=assets/prompts/held_out.jsonl"],
     "prompts=hub": ["prompts.path=owner/name"],

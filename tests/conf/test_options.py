@@ -33,12 +33,12 @@ CALLS = {
     "logger.tensorboard": (0, ("save_dir",)),
 }
 RESERVED = ("_target_", "_partial_")
-ONLY_EVALUATE = ("target=from_checkpoint", "hydra=evaluate")
+NOT_TRAINING = ("target=from_checkpoint", "hydra=evaluate", "engine=local", "engine=server")
 
 
 def options() -> list[str]:
     found = [f"{path.parent.name}={path.stem}" for path in sorted(CONF.glob("*/*.yaml"))]
-    return [option for option in found if option not in ONLY_EVALUATE]
+    return [option for option in found if option not in NOT_TRAINING]
 
 
 def nodes(value, key: str = "") -> Iterator[tuple[str, Mapping]]:

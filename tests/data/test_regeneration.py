@@ -248,6 +248,20 @@ def test_another_identity_or_source_is_refused(tmp_path):
         read_manifest(tmp_path / "responses")
 
 
+def test_two_runs_never_write_to_one_folder(tmp_path):
+    with serve(troubles=False) as server:
+
+        def watch(tally):
+            if tally.num_answered >= 3 and not told:
+                with pytest.raises(ValueError, match=r"another run writes there; wait for it"):
+                    run(tmp_path, server)
+                told.append(tally.num_answered)
+
+        told = []
+        run(tmp_path, server, watch=watch)
+    assert len(told) == 1 and rows(tmp_path) == expected()[0] and max(server.delivered.values()) == 1
+
+
 def test_local_batches_are_runs_of_consecutive_numbers(tmp_path):
     calls = []
 

@@ -11,11 +11,13 @@ kill is dropped: its prompt is asked again.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,16 @@ class ResponseFolder:
         if changed:
             said = ", ".join(f"{key} {before.get(key)!r} (now {now.get(key)!r})" for key in changed)
             raise ValueError(f"out={self.path}: was begun with {said}; give another folder, or the same values again")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While no other process writes here. Raises ValueError if one does; what a killed one held is free again."""
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ValueError(f"out={self.path}: another run writes there; wait for it, or end it") from error
+            yield
 
     def shard_file(self, number: int) -> Path:
         return self.path / "responses" / f"{number:08d}.parquet"

@@ -106,10 +106,10 @@ def regenerate_set(
     if shard_size < 1 or give_up_after < 1:
         raise ValueError(f"shard_size={shard_size}, give_up_after={give_up_after}: must both be at least 1")
     run = _Run(folder, shard_size, keep_truncated, accept_failures, give_up_after, watch or (lambda tally: None))
-    with closing(engine.answers(run.open_questions(iter(questions)))) as answers:
+    with folder.alone(), closing(engine.answers(run.open_questions(iter(questions)))) as answers:
         for question, outcome in answers:
             run.take(question, outcome)
-    return run.finish()
+        return run.finish()
 
 
 class _Run:
