@@ -109,7 +109,8 @@ class Proposal:
 
     probabilities_BPV: the distribution each token was drawn from (rejection sampling). counts_B: long, how many leading
     proposals of a chain each row really makes; None: all. expected_B: tokens the draft's own probabilities promise,
-    bonus included, where they were asked.
+    bonus included, where they were asked. Of a chain: logits_BPV, what each token was chosen from, given the proposals
+    before it; confidence_BP, what a trained head gives for the target keeping it, given that it keeps those.
     """
 
     tokens_BP: Tensor
@@ -117,6 +118,8 @@ class Proposal:
     tree: Tree | None = None
     counts_B: Tensor | None = None
     expected_B: Tensor | None = None
+    logits_BPV: Tensor | None = None
+    confidence_BP: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dflash.draft.draft import Draft
 from dflash.draft.layout import LayoutRule, full_layout
@@ -46,8 +46,12 @@ def tiny_draft(
     taps: tuple[int, ...] = TAPS,
     seed: int = 0,
     sharpness: float = 6.0,
+    **variations,
 ) -> Draft:
-    """A random draft whose hidden states depend clearly on what it sees; 2 query heads share a key-value head."""
+    """A random draft whose hidden states depend clearly on what it sees; 2 query heads share a key-value head.
+
+    variations: as ``shape_draft`` takes them.
+    """
     shape = shape_draft(
         target.dims,
         depth=depth,
@@ -55,6 +59,7 @@ def tiny_draft(
         taps=explicit_taps(layers=taps),
         layout=layout if layout is not None else full_layout(),
         mask_token_id=target.dims.vocab_size - 1,
+        **variations,
     )
     torch.manual_seed(seed)
     draft = Draft(shape).eval()
@@ -63,6 +68,14 @@ def tiny_draft(
             if parameter.ndim >= 2:
                 parameter.mul_(sharpness)
     return draft
+
+
+@torch.no_grad()
+def stir(module: nn.Module, *, seed: int = 1, scale: float = 0.5) -> None:
+    """Add noise to every parameter, those that start at zero included, so that nothing is the identity any more."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=scale)
 
 
 def plain_batch(ids_BS: Tensor) -> TokenBatch:

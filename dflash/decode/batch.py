@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dflash.decode.proposer import Proposer
 from dflash.decode.rows import Gained, last_valid
 from dflash.decode.sampling import Sampling, Uniforms
 from dflash.decode.verify import Verifier
-from dflash.draft.draft import Draft
+from dflash.draft.heads.slots import Slots
 from dflash.target.target import Target
 from dflash.types import Proposal, Verdict
 
@@ -25,7 +26,7 @@ class Engine:
     """What a batch is decoded with. ``block_size``: tokens of a block, anchor included."""
 
     target: Target
-    draft: Draft
+    proposer: Proposer
     block_size: int
     sampling: Sampling
     verifier: Verifier
@@ -36,17 +37,18 @@ class Batch:
 
     def __init__(self, engine: Engine, ids_BS: Tensor, lengths_B: Tensor, *, max_new_tokens: int, first_index: int):
         self.engine = engine
-        target, draft, K = engine.target, engine.draft, engine.block_size
+        target, proposer, K = engine.target, engine.proposer, engine.block_size
         B, longest = ids_BS.shape
         # the last proposals may reach past the last token wanted
         capacity = longest + max_new_tokens + 1 + engine.verifier.most_proposals(K - 1)
-        self.target_session = target.open(B, capacity=capacity, taps=draft.shape.taps if K > 1 else ())
-        self.draft_session = draft.open(B, capacity=longest + max_new_tokens + K) if K > 1 else None
+        self.target_session = target.open(B, capacity=capacity, taps=proposer.taps if K > 1 else ())
+        self.proposing = None  # at block size 1 there is nothing to propose
+        if K > 1:
+            self.proposing = proposer.open(target, B, capacity=longest + max_new_tokens + K, block_size=K)
         indices = range(first_index, first_index + B)
         self.uniforms = Uniforms(engine.sampling, indices=indices, length=max_new_tokens + K, device=ids_BS.device)
-        self.noise_D = torch.full((K - 1,), draft.shape.mask_token_id, device=ids_BS.device)
         hidden_BSH, taps_BSTH = self.target_session.advance(ids_BS)
-        self._keep(taps_BSTH, lengths_B, longest=longest, ragged=bool((lengths_B != longest).any()))
+        self._keep(ids_BS, taps_BSTH, lengths_B, longest=longest, ragged=bool((lengths_B != longest).any()))
         self.position_B = torch.zeros_like(lengths_B)  # output position of the next token to decide
         numbers = self.uniforms.at("target", self.position_B, 1)
         logits_BV = target.logits(last_valid(hidden_BSH, lengths_B))
@@ -67,7 +69,8 @@ class Batch:
         kept = [len(row.tokens) for row in gained]
         after = [length - 1 + count for length, count in zip(lengths, kept, strict=True)]
         ragged = len(set(after)) > 1
-        self._keep(taps_BKTH, verdict.accepted_B + 1, longest=max(after), ragged=ragged, path_BL=verdict.path_BL)
+        counts_B = verdict.accepted_B + 1
+        self._keep(tokens_BK, taps_BKTH, counts_B, longest=max(after), ragged=ragged, path_BL=verdict.path_BL)
         self.anchor_B = verdict.bonus_B
         self.position_B = self.position_B + verdict.accepted_B + 1
         return gained
@@ -79,28 +82,37 @@ class Batch:
         """
         longest = max(lengths) - 1
         self.target_session.select(rows, longest=longest)
-        if self.draft_session is not None:
-            self.draft_session.select(rows, longest=longest, ragged=len(set(lengths)) > 1)
+        if self.proposing is not None:
+            self.proposing.select(rows, longest=longest, ragged=len(set(lengths)) > 1)
         self.uniforms.select(rows)
         self.anchor_B, self.position_B = self.anchor_B[rows], self.position_B[rows]
 
     def _propose(self) -> Proposal:
-        engine, B = self.engine, len(self.anchor_B)
-        noise_BK = torch.cat([self.anchor_B[:, None], self.noise_D.expand(B, -1)], dim=1)
-        hidden_BKH = engine.target.embed(noise_BK)
-        if self.draft_session is not None:  # at block size 1 there is nothing to propose
-            hidden_BKH = self.draft_session.propose(hidden_BKH)
-        logits_BDV = engine.target.logits(hidden_BKH[:, 1:].to(engine.target.dtype))
-        return engine.verifier.propose(logits_BDV, engine.sampling, self.uniforms, self.position_B)
+        engine, target = self.engine, self.engine.target
+        if self.proposing is None:
+            slots = Slots(torch.empty(len(self.anchor_B), 0, target.dims.vocab_size, device=target.device))
+        else:
+            slots = self.proposing.slots(self.anchor_B)
+        return engine.verifier.propose(slots, engine.sampling, self.uniforms, self.position_B)
 
     def _keep(
-        self, taps: Tensor | None, counts_B: Tensor, *, longest: int, ragged: bool, path_BL: Tensor | None = None
+        self,
+        ids_BQ: Tensor,
+        taps_BQTH: Tensor | None,
+        counts_B: Tensor,
+        *,
+        longest: int,
+        ragged: bool,
+        path_BL: Tensor | None = None,
     ) -> None:
         self.target_session.keep(counts_B, longest=longest, path_BL=path_BL)
-        if self.draft_session is not None:
-            if path_BL is not None:
-                taps = taps.gather(1, path_BL[..., None, None].expand(*path_BL.shape, *taps.shape[2:]))
-            self.draft_session.extend(taps, counts_B, longest=longest, ragged=ragged)
+        if self.proposing is None:
+            return
+        if path_BL is not None:
+            ids_BQ = ids_BQ.gather(1, path_BL)
+            if taps_BQTH is not None:
+                taps_BQTH = taps_BQTH.gather(1, path_BL[..., None, None].expand(*path_BL.shape, *taps_BQTH.shape[2:]))
+        self.proposing.extend(ids_BQ, taps_BQTH, counts_B, longest=longest, ragged=ragged)
 
     @staticmethod
     def _sync(proposal: Proposal, verdict: Verdict) -> list[Gained]:

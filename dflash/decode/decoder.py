@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from dflash.decode.batch import Batch, Engine
+from dflash.decode.proposer import BlockProposer, Proposer
 from dflash.decode.rows import Gained, Row, clock, pad_prompts
 from dflash.decode.sampling import Sampling
 from dflash.decode.verify import Match, RoundCosts, Verifier, measure_costs
@@ -33,13 +34,14 @@ class StreamedToken:
 class SpeculativeDecoder:
     """Blocks of ``block_size`` tokens, anchor included; it may differ from the block size the draft was trained at.
 
-    Raises ValueError for a block size below 1 and for trees over a target with recurrent layers.
+    Raises ValueError for a block size below 1, for trees over a target with recurrent layers, and for a verifier that
+    asks for confidence where the draft's head has none.
     """
 
     def __init__(
         self,
         target: Target,
-        draft: Draft,
+        draft: Draft | Proposer,
         *,
         block_size: int | None = None,
         sampling: Sampling | None = None,
@@ -47,7 +49,8 @@ class SpeculativeDecoder:
     ):
         self.target = target
         self.draft = draft
-        self.block_size = block_size if block_size is not None else draft.shape.block_size
+        self.proposer = draft if isinstance(draft, Proposer) else BlockProposer(draft)
+        self.block_size = block_size if block_size is not None else self.proposer.block_size
         self.sampling = sampling if sampling is not None else Sampling()
         self.verifier = verifier if verifier is not None else Match()
         self._costs: dict[tuple[int, int], RoundCosts] = {}
@@ -55,6 +58,11 @@ class SpeculativeDecoder:
             raise ValueError(f"block_size={self.block_size}: must be at least 1")
         if self.verifier.needs_tree and target.plan.recurrent:
             raise target.tree_error()
+        if self.verifier.needs_confidence and not self.proposer.confident:
+            raise ValueError(
+                "decoding.verifier.trained=true: this draft has no confidence head; train one with heads=dspark, or "
+                "leave decoding.verifier.trained=false"
+            )
 
     @torch.no_grad()
     def generate(
@@ -102,13 +110,17 @@ class SpeculativeDecoder:
         verifier = self.verifier
         if self.block_size > 1:
             verifier = verifier.ready(lambda most: self._measured(len(prompts), most))
-        engine = Engine(self.target, self.draft, self.block_size, self.sampling, verifier)
+        engine = Engine(self.target, self.proposer, self.block_size, self.sampling, verifier)
         return _Run(
             engine, prompts, max_new_tokens=max_new_tokens, stops=frozenset(stop_token_ids), first_index=first_index
         )
 
     def _measured(self, batch_size: int, max_proposals: int) -> RoundCosts:
         """Timed at the first call for this batch size, kept for all others."""
+        if isinstance(self.draft, Proposer):
+            raise ValueError(
+                f"verify={self.verifier.name}: weighs the cost of a draft's pass, here is none; choose verify=chain"
+            )
         key = batch_size, max_proposals
         if key not in self._costs:
             self._costs[key] = measure_costs(

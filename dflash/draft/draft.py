@@ -5,10 +5,14 @@ It knows neither the target nor the loss: embedded noise blocks and tapped featu
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dflash.draft.attention import BlockAttention, TwoPiece
+from dflash.draft.heads.head import Embed, Head
 from dflash.draft.layers import DraftLayer
 from dflash.draft.mask import BlockGeometry
 from dflash.draft.rope import Rotary
@@ -17,25 +21,35 @@ from dflash.draft.shape import DraftShape
 
 
 class Draft(nn.Module):
-    """Trainable: fc, hidden_norm, layers, norm. Embedding and lm_head are the target's and stay outside.
+    """Trainable: fc, hidden_norm, layers, norm, and a head where the shape has one. Embedding and lm_head are the
+    target's and stay outside.
 
-    attention: how training attention is computed (never changes what is computed).
+    attention: how training attention is computed (never changes what is computed). checkpoint_layers: whether training
+    keeps each layer's input alone and computes the rest again for the gradient. head: None, or what links the slots
+    of a block behind lm_head.
     """
 
     def __init__(self, shape: DraftShape, *, attention: BlockAttention | None = None):
         super().__init__()
         self.shape = shape
         self.attention = attention if attention is not None else TwoPiece()
+        self.checkpoint_layers = False
         self.fc = nn.Linear(len(shape.taps) * shape.hidden_size, shape.hidden_size, bias=False)
         self.hidden_norm = nn.RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
         self.layers = nn.ModuleList(DraftLayer(shape, window=window) for window in shape.layout)
         self.norm = nn.RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
         self.rotary = Rotary(shape.rope_parameters, head_dim=shape.head_dim)
         self.apply(_initialise)
+        # Built last and from zeros: with and without a head, equal seeds give equal bodies.
+        self.head: Head | None = None if shape.head is None else shape.head.build()
 
     @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
+
+    @property
+    def num_head_parameters(self) -> int:
+        return 0 if self.head is None else sum(p.numel() for p in self.head.parameters())
 
     def fuse(self, taps_BSTH: Tensor) -> Tensor:
         """Context features C = RMSNorm(W_fc [h1; ...; hT]): [B, S, T, H] -> [B, S, H]."""
@@ -49,9 +63,15 @@ class Draft(nn.Module):
         masks = self.attention.prepare(geometry, set(self.shape.layout))
         hidden = noise_BAKH.to(self.fc.weight.dtype)
         for layer in self.layers:
-            context = layer.self_attn.keys_values(context_BSH, context_rope)
-            hidden = layer(hidden, block_rope, self._attend_to(context, masks[layer.window]))
+            inputs = hidden, block_rope, context_BSH, context_rope, self._attend_under(masks[layer.window])
+            hidden = _again(layer.over_context, inputs) if self.checkpoint_layers else layer.over_context(*inputs)
         return self.norm(hidden)
+
+    def correct(self, logits_MPV: Tensor, hidden_MPH: Tensor, previous_MP: Tensor, embed: Embed) -> Tensor:
+        """Logits of the P slots behind the anchor with the head's correction, given the token before each slot."""
+        if self.head is None or logits_MPV.shape[1] == 0:
+            return logits_MPV
+        return self.head(logits_MPV, hidden_MPH, previous_MP, embed)
 
     def open(self, batch_size: int, *, capacity: int) -> DraftSession:
         """A decoding session of ``batch_size`` empty rows."""
@@ -59,6 +79,11 @@ class Draft(nn.Module):
 
     def _attend_to(self, context: tuple[Tensor, Tensor], mask):
         return lambda query, block: self.attention(query, context, block, mask)
+
+
+def _again(layer: Callable[..., Tensor], inputs: tuple) -> Tensor:
+    """The layer's output, whose insides are computed again for the gradient instead of being kept."""
+    return checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def _initialise(module: nn.Module) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Protocol
 
+from dflash.draft.heads.shapes import HeadRule, HeadShape, head_from_dict, head_to_dict, no_head
 from dflash.draft.layout import LayoutRule
 from dflash.draft.taps import TapRule, check_taps
 
@@ -14,6 +15,7 @@ class Dims(Protocol):
 
     hidden_size: int
     num_layers: int
+    vocab_size: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
@@ -25,7 +27,11 @@ class Dims(Protocol):
 
 @dataclass(frozen=True)
 class DraftShape:
-    """Plain values only, so that it may enter a checkpoint. ``layout``: window per layer, None for full attention."""
+    """Plain values only, so that it may enter a checkpoint. ``layout``: window per layer, None for full attention.
+
+    Behind mask_token_id stand variations of the published draft; ``to_dict`` leaves out those not taken, so that the
+    plain draft's form is the same in all versions.
+    """
 
     hidden_size: int
     intermediate_size: int
@@ -42,14 +48,31 @@ class DraftShape:
     layout: tuple[int | None, ...]
     block_size: int
     mask_token_id: int
+    head: HeadShape | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form; ``DraftShape.from_dict`` is its inverse."""
-        return asdict(self) | {"taps": list(self.taps), "layout": list(self.layout)}
+        values = asdict(self) | {"taps": list(self.taps), "layout": list(self.layout), "head": head_to_dict(self.head)}
+        return {key: value for key, value in values.items() if key not in VARIATIONS or value != VARIATIONS[key]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DraftShape:
-        return cls(**values | {"taps": tuple(values["taps"]), "layout": tuple(values["layout"])})
+        """Raises ValueError for variations that this version does not know."""
+        unknown = values.keys() - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(
+                f"this draft has {', '.join(sorted(unknown))}, which this version does not know; update it"
+            )
+        known = {"taps": tuple(values["taps"]), "layout": tuple(values["layout"])}
+        return cls(**values | known | {"head": head_from_dict(values.get("head"))})
+
+    @property
+    def variations(self) -> dict[str, Any]:
+        """Key -> value of what sets it apart from the published draft."""
+        return {key: value for key, value in self.to_dict().items() if key in VARIATIONS}
+
+
+VARIATIONS = {field.name: field.default for field in fields(DraftShape) if field.default is not MISSING}
 
 
 def shape_draft(
@@ -65,6 +88,7 @@ def shape_draft(
     num_kv_heads: int | None = None,
     head_dim: int | None = None,
     attention_bias: bool | None = None,
+    head: HeadRule | None = None,
 ) -> DraftShape:
     """A draft for a target of these dimensions; heads, head_dim and biases are the target's unless given.
 
@@ -103,4 +127,5 @@ def shape_draft(
         layout=layout(depth),
         block_size=block_size,
         mask_token_id=mask_token_id,
+        head=(head if head is not None else no_head())(dims.hidden_size, dims.vocab_size),
     )

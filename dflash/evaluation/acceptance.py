@@ -147,8 +147,14 @@ def _accepted(
     """long [B, A]: how many leading slots of the block at each anchor the draft gets right."""
     valid_BA = batch.documents_BS.gather(1, anchors_BA) == 0
     blocks = make_blocks(batch, anchors_BA, valid_BA, block_size=block_size, mask_token_id=draft.shape.mask_token_id)
-    hidden = draft(target.embed(blocks.input_ids_BAK), features.taps_BSTH, block_geometry(batch, blocks))
-    guesses_BAP = target.logits(hidden[:, :, 1:].to(target.dtype)).argmax(-1)
+    # forward and not a call: evaluation computes as decoding does, also where training is compiled
+    hidden = draft.forward(target.embed(blocks.input_ids_BAK), features.taps_BSTH, block_geometry(batch, blocks))
+    hidden = hidden[:, :, 1:]
+    # The head is given the data's tokens: up to the first miss, and no further counts, they are the draft's own.
+    previous_BAP = blocks.labels_BAK[..., :-1]
+    logits = target.logits(hidden.to(target.dtype)).flatten(0, 1)
+    logits = draft.correct(logits, hidden.flatten(0, 1), previous_BAP.flatten(0, 1), target.embed)
+    guesses_BAP = logits.argmax(-1).view_as(previous_BAP)
     hits = (guesses_BAP == blocks.labels_BAK[..., 1:]) & blocks.label_mask_BAK[..., 1:]
     return hits.long().cumprod(-1).sum(-1)
 

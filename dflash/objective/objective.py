@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dflash.objective.chunks import sum_chunks
+from dflash.objective.heads import HeadLoss, SlotHead, read
 from dflash.objective.terms import Term
 from dflash.objective.weights import Weighting
 from dflash.types import AnchoredBlocks, LossTerms, TargetFeatures
@@ -23,9 +25,10 @@ LABELS = ("data", "target")
 
 
 class HasLogits(Protocol):
-    """The one thing an objective asks of the target."""
+    """What an objective asks of the target; the embedding for heads only."""
 
     def logits(self, hidden: Tensor) -> Tensor: ...
+    def embed(self, ids: Tensor) -> Tensor: ...
 
 
 class Objective:
@@ -35,6 +38,7 @@ class Objective:
     the data before it; the two coincide on greedy text of the target). normalise: "weights" (sum of w: paper,
     SpecForge), "tokens" (slots that count: speculators), "blocks" (those with a slot that counts: what D-PACE's author
     asks for) or "sequences" (rows: D-PACE's own code). chunk_blocks: blocks whose logits are in memory at a time.
+    heads: what a draft's head adds, where it has one.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Objective:
         labels: str = "data",
         normalise: str = "weights",
         chunk_blocks: int = 64,
+        heads: HeadLoss | None = None,
     ):
         _check("objective.normalise", normalise, NORMALISERS)
         _check("objective.labels", labels, LABELS)
@@ -60,30 +65,54 @@ class Objective:
         self.labels = labels
         self.normalise = normalise
         self.chunk_blocks = chunk_blocks
+        self.heads = heads if heads is not None else HeadLoss()
 
     @property
     def needs_target(self) -> bool:
         """Whether the target's last hidden states are read (and lm_head is run on them)."""
-        return self.labels == "target" or any(term.needs_target for _, term in self.terms.values())
+        own = any(term.needs_target for _, term in self.terms.values())
+        return own or self.labels == "target" or self.heads.needs_target
 
     def __call__(
-        self, hidden_BAKH: Tensor, blocks: AnchoredBlocks, features: TargetFeatures, target: HasLogits
+        self,
+        hidden_BAKH: Tensor,
+        blocks: AnchoredBlocks,
+        features: TargetFeatures,
+        target: HasLogits,
+        *,
+        head: SlotHead | None = None,
+        progress: float = 0.0,
     ) -> LossTerms:
-        """Sums over every valid block; a batch without any gives zeros that still carry a gradient of zero."""
+        """Sums over every valid block; a batch without any gives zeros that still carry a gradient of zero.
+
+        progress: fraction of the run that is over, for shares that change with it.
+        """
         valid = blocks.valid_BA
         hidden_MPH = hidden_BAKH[valid][:, 1:].contiguous()  # one product with lm_head, not one a block
         labels_MP = blocks.labels_BAK[valid][:, 1:]
+        previous_MP = blocks.labels_BAK[valid][:, :-1]  # slot 0 holds the anchor
         mask_MP = blocks.label_mask_BAK[valid][:, 1:]
         last_MPH = self._target_states(blocks, features)[valid] if self.needs_target else None
 
         def evaluate(chunk_MPH: Tensor, part: slice) -> Tensor:
             last = None if last_MPH is None else last_MPH[part]
-            return self._chunk(target, chunk_MPH, labels_MP[part], mask_MP[part], last)
+            base = target.logits(chunk_MPH).float()
+            target_logits = None if last is None else target.logits(last).float()
+            labels = target_logits.argmax(-1) if self.labels == "target" else labels_MP[part]
+            if head is None:
+                logits = base.log_softmax(-1)
+                return self._sums(logits, self._own(logits, labels, target_logits), labels, mask_MP[part])
+            reading = read(head, base, chunk_MPH, previous_MP[part], target.embed)
+            own = partial(self._own, labels_MP=labels, target_MPV=target_logits)
+            loss_MP = self.heads(own, base, reading, labels, target_logits, progress=progress)
+            return self._sums(reading.logits_MPV, loss_MP, labels, mask_MP[part])
 
-        # Without a valid block the draft still takes part in backward: other ranks wait for its gradients.
-        total = hidden_BAKH.sum() * 0.0 + hidden_BAKH.new_zeros(_NUM_SUMS, dtype=torch.float32)
+        parameters = () if head is None else tuple(p for p in head.parameters() if p.requires_grad)
         if len(hidden_MPH):
-            total = sum_chunks(evaluate, hidden_MPH, chunk_blocks=self.chunk_blocks)
+            total = sum_chunks(evaluate, hidden_MPH, chunk_blocks=self.chunk_blocks, parameters=parameters)
+        else:  # the draft still takes part in backward: other ranks wait for its gradients
+            nothing = sum(tensor.sum() * 0.0 for tensor in (hidden_BAKH, *parameters))
+            total = nothing + hidden_BAKH.new_zeros(_NUM_SUMS, dtype=torch.float32)
         return self._named(total, num_rows=valid.any(1).sum())
 
     def _target_states(self, blocks: AnchoredBlocks, features: TargetFeatures) -> Tensor:
@@ -94,13 +123,12 @@ class Objective:
         gathered = features.last_BSH.gather(1, before.reshape(B, A * P, 1).expand(-1, -1, H))
         return gathered.view(B, A, P, H)
 
-    def _chunk(self, target: HasLogits, hidden_MPH: Tensor, labels_MP: Tensor, mask_MP: Tensor, last_MPH) -> Tensor:
-        # Log-probabilities are logits as good as any: one normalisation serves every term.
-        logits = target.logits(hidden_MPH).float().log_softmax(-1)
-        target_logits = None if last_MPH is None else target.logits(last_MPH).float()
-        if self.labels == "target":
-            labels_MP = target_logits.argmax(-1)
-        loss = sum(coefficient * term(logits, labels_MP, target_logits) for coefficient, term in self.terms.values())
+    def _own(self, logits_MPV: Tensor, labels_MP: Tensor, target_MPV: Tensor | None) -> Tensor:
+        """loss_MP of the terms. logits_MPV: log-probabilities, logits as good as any; one normalisation serves all."""
+        return sum(coefficient * term(logits_MPV, labels_MP, target_MPV) for coefficient, term in self.terms.values())
+
+    def _sums(self, logits: Tensor, loss: Tensor, labels_MP: Tensor, mask_MP: Tensor) -> Tensor:
+        """The chunk's sums; logits: log-probabilities that decoding would choose by."""
         with torch.no_grad():
             confidence = logits.gather(-1, labels_MP[..., None])[..., 0].exp()
             hits = (logits.argmax(-1) == labels_MP) & mask_MP

@@ -20,7 +20,8 @@ Change = Callable[[int, int, int], int]  # (row, index in the sequence, right to
 class ScriptedDraft:
     """sequences: for each row, prompt and continuation, long enough for every block that may be proposed.
 
-    sureness: scale of the hidden states; at 1 the draft's probabilities are nearly uniform, at 30 nearly certain.
+    head: none, as the decoder reads it. sureness: scale of the hidden states; at 1 the draft's probabilities are nearly
+    uniform, at 30 nearly certain.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class ScriptedDraft:
         sureness: float = 1.0,
     ):
         self.shape = shape
+        self.head = None
         self.target = target
         self.sureness = sureness
         self.sequences = [list(sequence) for sequence in sequences]

@@ -32,7 +32,7 @@ def teach(
     objective = Objective({"cross_entropy": (1.0, CrossEntropy())}, uniform(), chunk_blocks=1000)
     optimizer = torch.optim.AdamW(draft.parameters(), lr=learning_rate, weight_decay=0.0)
     for _ in range(steps):
-        loss = objective(draft(noise, features.taps_BSTH, geometry), blocks, features, target)
+        loss = objective(draft(noise, features.taps_BSTH, geometry), blocks, features, target, head=draft.head)
         optimizer.zero_grad()
         (loss.numerator / loss.denominator).backward()
         optimizer.step()

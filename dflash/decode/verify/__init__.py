@@ -2,8 +2,18 @@
 
 from dflash.decode.verify.adaptive import Adaptive
 from dflash.decode.verify.chain import Match, Rejection
-from dflash.decode.verify.costs import RoundCosts, measure_costs
+from dflash.decode.verify.costs import RoundCosts, measure_costs, measure_proposing
 from dflash.decode.verify.protocol import Verifier
 from dflash.decode.verify.tree import CaDDTree, DDTree
 
-__all__ = ["Adaptive", "CaDDTree", "DDTree", "Match", "Rejection", "RoundCosts", "Verifier", "measure_costs"]
+__all__ = [
+    "Adaptive",
+    "CaDDTree",
+    "DDTree",
+    "Match",
+    "Rejection",
+    "RoundCosts",
+    "Verifier",
+    "measure_costs",
+    "measure_proposing",
+]

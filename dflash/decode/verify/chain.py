@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from dflash.decode.sampling import Sampling, Uniforms, draw
 from dflash.decode.verify.protocol import Verifier, prefix_length
+from dflash.draft.heads.slots import Slots, Walk
 from dflash.types import Proposal, Verdict
 
 
@@ -19,8 +22,8 @@ class Match(Verifier):
     name = "chain"
     whole_chain = True
 
-    def propose(self, logits_BDV: Tensor, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
-        return Proposal(logits_BDV.argmax(-1))
+    def propose(self, slots: Slots, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
+        return _proposal(slots.walk(lambda logits_BNV, part: logits_BNV.argmax(-1)))
 
     def judge(
         self, logits_BKV: Tensor, proposal: Proposal, sampling: Sampling, uniforms: Uniforms, start_B: Tensor
@@ -40,11 +43,18 @@ class Rejection(Verifier):
     repeats_target = False
     whole_chain = True
 
-    def propose(self, logits_BDV: Tensor, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
+    def propose(self, slots: Slots, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
         if sampling.greedy:
-            return Proposal(logits_BDV.argmax(-1))
-        q_BDV = sampling.probabilities(logits_BDV)
-        return Proposal(draw(q_BDV, uniforms.at("draft", start_B, logits_BDV.shape[1])), q_BDV)
+            return Match().propose(slots, sampling, uniforms, start_B)
+        numbers_BD = uniforms.at("draft", start_B, slots.num_slots)
+        drawn_from = []
+
+        def choose(logits_BNV: Tensor, part: slice) -> Tensor:
+            drawn_from.append(sampling.probabilities(logits_BNV))
+            return draw(drawn_from[-1], numbers_BD[:, part])
+
+        made = _proposal(slots.walk(choose))
+        return replace(made, probabilities_BPV=torch.cat(drawn_from, 1))
 
     def judge(
         self, logits_BKV: Tensor, proposal: Proposal, sampling: Sampling, uniforms: Uniforms, start_B: Tensor
@@ -67,6 +77,12 @@ class Rejection(Verifier):
         residual_BV = torch.where(empty_B, p_BV, residual_BV)
         u_B = uniforms.at("target", start_B + accepted_B, 1)[:, 0]
         return Verdict(accepted_B, draw(residual_BV, u_B))
+
+
+def _proposal(walk: Walk) -> Proposal:
+    return Proposal(
+        walk.tokens_BD, counts_B=walk.counts_B, logits_BPV=walk.logits_BDV, confidence_BP=walk.confidence_BD
+    )
 
 
 def _made(proposal: Proposal, good_BP: Tensor) -> Tensor:

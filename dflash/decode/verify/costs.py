@@ -8,9 +8,13 @@ from statistics import median
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dflash.decode.rows import clock
 from dflash.draft.draft import Draft
+from dflash.draft.heads.slots import make_slots
+from dflash.draft.session import DraftSession
+from dflash.target.session import TargetSession
 from dflash.target.target import Target
 
 CONTEXT = 64  # tokens before the block that is timed
@@ -51,17 +55,10 @@ class RoundCosts:
 def measure_costs(target: Target, draft: Draft, *, batch_size: int, block_size: int, max_proposals: int) -> RoundCosts:
     """Time draft and target passes at this batch size: the target at powers of two, linear between them.
 
-    The median of three after one to warm up; never less for more proposals.
+    The draft's time is that of a chain, its head included. The median of three after one to warm up; never less for
+    more proposals.
     """
-    capacity = CONTEXT + 1 + max_proposals
-    session = target.open(batch_size, capacity=capacity, taps=draft.shape.taps)
-    ids_BS = torch.zeros(batch_size, CONTEXT, dtype=torch.long, device=target.device)
-    lengths_B = torch.full((batch_size,), CONTEXT, device=target.device)
-    _, taps = session.advance(ids_BS)
-    session.keep(lengths_B, longest=CONTEXT)
-    drafting = draft.open(batch_size, capacity=capacity)
-    drafting.extend(taps, lengths_B, longest=CONTEXT, ragged=False)
-    noise_BKH = target.embed(ids_BS[:, :1].expand(-1, block_size))
+    session, drafting, ids_BS = _opened(target, draft, batch_size=batch_size, room=1 + max_proposals)
     sizes = sorted({0, max_proposals, *(2**i for i in range(max_proposals.bit_length()))})
 
     def verify(count: int) -> None:
@@ -70,8 +67,42 @@ def measure_costs(target: Target, draft: Draft, *, batch_size: int, block_size: 
 
     seconds = [_seconds(lambda count=count: verify(count), target.device) for count in sizes]
     seconds = np.interp(range(max_proposals + 1), sizes, np.maximum.accumulate(seconds))
-    draft_seconds = _seconds(lambda: target.logits(drafting.propose(noise_BKH).to(target.dtype)), target.device)
-    return RoundCosts(draft_seconds, tuple(seconds.tolist()))
+    proposing = _proposing(target, draft, drafting, ids_BS[:, :1], block_size=block_size)
+    return RoundCosts(sum(proposing), tuple(seconds.tolist()))
+
+
+@torch.no_grad()
+def measure_proposing(target: Target, draft: Draft, *, batch_size: int, block_size: int) -> tuple[float, float]:
+    """Seconds of proposing one block: (a draft pass with the logits of its slots, the head's walk over them)."""
+    _, drafting, ids_BS = _opened(target, draft, batch_size=batch_size, room=block_size)
+    return _proposing(target, draft, drafting, ids_BS[:, :1], block_size=block_size)
+
+
+def _opened(target: Target, draft: Draft, *, batch_size: int, room: int) -> tuple[TargetSession, DraftSession, Tensor]:
+    """Sessions that hold a context of ``CONTEXT`` tokens and have room for as many more, and its ids."""
+    capacity = CONTEXT + room
+    session = target.open(batch_size, capacity=capacity, taps=draft.shape.taps)
+    ids_BS = torch.zeros(batch_size, CONTEXT, dtype=torch.long, device=target.device)
+    lengths_B = torch.full((batch_size,), CONTEXT, device=target.device)
+    _, taps = session.advance(ids_BS)
+    session.keep(lengths_B, longest=CONTEXT)
+    drafting = draft.open(batch_size, capacity=capacity)
+    drafting.extend(taps, lengths_B, longest=CONTEXT, ragged=False)
+    return session, drafting, ids_BS
+
+
+def _proposing(
+    target: Target, draft: Draft, drafting: DraftSession, anchor_B1: Tensor, *, block_size: int
+) -> tuple[float, float]:
+    noise_BKH = target.embed(anchor_B1.expand(-1, block_size))
+
+    def states() -> tuple[Tensor, Tensor]:
+        hidden_BDH = drafting.propose(noise_BKH)[:, 1:]
+        return target.logits(hidden_BDH.to(target.dtype)), hidden_BDH
+
+    slots = make_slots(draft.head, *states(), anchor_B1[:, 0], target.embed)
+    walk_seconds = _seconds(lambda: slots.walk(lambda logits_BNV, part: logits_BNV.argmax(-1)), target.device)
+    return _seconds(states, target.device), walk_seconds
 
 
 def _seconds(work, device: torch.device) -> float:

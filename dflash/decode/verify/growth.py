@@ -1,17 +1,20 @@
 """Growing a draft tree best first from one block's probabilities (DDTree, arXiv 2604.12989), without loops over nodes.
 
-The slots of a block are independent, so a path's log-probability is the sum of its tokens', and the nodes a heap would
-pop are simply the N paths with the highest sums. A path's own prefixes never score below it, so those N form a tree.
+A path's log-probability is the sum of its tokens', each given those before it, and the nodes a heap would pop are
+simply the N paths with the highest sums. A path's own prefixes never score below it, so those N form a tree, and the
+best N of one depth extend the best N of the depth before. Without a head slots are independent of the path to them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from dflash.draft.heads.slots import LinkedSlots
 from dflash.types import Tree
 
 
@@ -40,27 +43,60 @@ def grow(logs_BDV: Tensor, *, num_nodes: int) -> Grown:
     best_BDR, ids_BDR = logs_BDV.topk(min(num_nodes, V), dim=-1)
     best_BDR = best_BDR.clamp_max(0)  # rounding must not put a child before its parent
     score_BW = logs_BDV.new_zeros(B, 1)  # paths of the previous depth, the anchor at first
-    first, scores, tokens, parents, depths = 0, [], [], [], []
+    levels = []
     for depth in range(D):
-        width = score_BW.shape[1]
-        path, rank = _pairs(width, best_BDR.shape[2], num_nodes, logs_BDV.device)
+        path, rank = _pairs(score_BW.shape[1], best_BDR.shape[2], num_nodes, logs_BDV.device)
         sums = score_BW[:, path] + best_BDR[:, depth, rank]
         score_BW, at = sums.topk(min(num_nodes, sums.shape[1]), dim=-1)
-        scores.append(score_BW)
-        tokens.append(ids_BDR[:, depth].gather(1, rank[at]))
-        parents.append(first + path[at])
-        depths.append(torch.full_like(at, depth + 1))
-        first += width
+        levels.append(_Level(score_BW, ids_BDR[:, depth].gather(1, rank[at]), path[at]))
+    return _gather(levels, num_nodes=num_nodes)
+
+
+def grow_linked(slots: LinkedSlots, logs: Callable[[Tensor], Tensor], *, num_nodes: int) -> Grown:
+    """``grow`` where a head makes a slot depend on the path to it. logs: logits -> log-probabilities."""
+    memory_BWG = slots.begin()
+    score_BW = memory_BWG.new_zeros(len(memory_BWG), 1, dtype=torch.float32)
+    levels: list[_Level] = []
+    for depth in range(slots.num_slots):
+        if levels:
+            memory_BWG = slots.follow(memory_BWG, levels[-1].paths_BN, levels[-1].tokens_BN)
+        best_BWR, ids_BWR = logs(slots.logits_at(depth, memory_BWG)).topk(
+            min(num_nodes, slots.logits_BDV.shape[-1]), dim=-1
+        )
+        R = best_BWR.shape[-1]
+        sums = (score_BW[..., None] + best_BWR.clamp_max(0)).flatten(1)
+        score_BW, at = sums.topk(min(num_nodes, sums.shape[1]), dim=-1)
+        levels.append(_Level(score_BW, ids_BWR.flatten(1).gather(1, at), at // R))
+    return _gather(levels, num_nodes=num_nodes)
+
+
+@dataclass(frozen=True)
+class _Level:
+    """The best paths of one depth, best first: scores, last tokens, and which path of the depth before each extends."""
+
+    scores_BN: Tensor
+    tokens_BN: Tensor
+    paths_BN: Tensor
+
+
+def _gather(levels: Sequence[_Level], *, num_nodes: int) -> Grown:
+    """The best paths of all depths, numbered best first."""
+    scores_BC = torch.cat([level.scores_BN for level in levels], 1)
+    tokens_BC = torch.cat([level.tokens_BN for level in levels], 1)
+    first, width, parents, depths = 0, 1, [], []  # candidates are numbered from 1 on, by depth; 0 is the anchor
+    for depth, level in enumerate(levels, start=1):
+        parents.append(first + level.paths_BN)
+        depths.append(torch.full_like(level.tokens_BN, depth))
+        first, width = first + width, level.tokens_BN.shape[1]
     # Stable, shallow before deep: a child of probability 1 ties with its parent and must come behind it.
-    scores_BC = torch.cat(scores, 1)
     order_BN = scores_BC.sort(dim=1, descending=True, stable=True).indices[:, :num_nodes]
-    N = order_BN.shape[1]
+    B, N = order_BN.shape
     number_BC = order_BN.new_zeros(B, scores_BC.shape[1] + 1)  # candidate (the anchor first) -> its node
     nodes = torch.arange(1, N + 1, device=order_BN.device).expand(B, N)
     number_BC.scatter_(1, order_BN + 1, nodes)
     parents_BN = number_BC.gather(1, torch.cat(parents, 1).gather(1, order_BN))
-    pick = [torch.cat(values, 1).gather(1, order_BN) for values in (tokens, depths)]
-    return Grown(pick[0], scores_BC.gather(1, order_BN), parents_BN, pick[1], D)
+    depths_BN = torch.cat(depths, 1).gather(1, order_BN)
+    return Grown(tokens_BC.gather(1, order_BN), scores_BC.gather(1, order_BN), parents_BN, depths_BN, len(levels))
 
 
 @lru_cache(maxsize=256)

@@ -1,4 +1,4 @@
-"""What a verifier is: it makes proposals from the draft's logits and judges them by the target's.
+"""What a verifier is: it makes proposals from the draft's slots and judges them by the target's.
 
 Every verifier is exact: what comes out has the target's own distribution, whatever the draft proposes.
 """
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dflash.decode.sampling import Sampling, Uniforms
 from dflash.decode.verify.costs import RoundCosts
+from dflash.draft.heads.slots import Slots
 from dflash.types import Proposal, Verdict
 
 
@@ -22,12 +23,14 @@ class Verifier(Protocol):
     name: as in conf ``verify``. needs_tree: proposals may branch, which recurrent layers cannot follow. repeats_target:
     the output is the target's own choices token for token, sampled ones too (else: in distribution). whole_chain: the
     likeliest chain over all slots is proposed, so that the chain walk foretells what greedy decoding accepts.
+    needs_confidence: the draft's head must say how sure it is of its proposals.
     """
 
     name: str
     needs_tree: bool = False
     repeats_target: bool = True
     whole_chain: bool = False
+    needs_confidence: bool = False
 
     def most_proposals(self, num_slots: int) -> int:
         """The most proposals of a round over blocks with this many slots behind the anchor."""
@@ -37,8 +40,8 @@ class Verifier(Protocol):
         """The verifier for one batch. ``measure(n)`` times rounds of up to n proposals, for those that weigh them."""
         return self
 
-    def propose(self, logits_BDV: Tensor, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
-        """Proposals from the draft's logits for output positions start_B + 0 .. D - 1."""
+    def propose(self, slots: Slots, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
+        """Proposals from the draft's slots for output positions start_B + 0 .. D - 1."""
         ...
 
     def judge(
@@ -53,10 +56,10 @@ def prefix_length(good_BP: Tensor) -> Tensor:
     return good_BP.long().cumprod(-1).sum(-1)
 
 
-def log_confidence(logits_BDV: Tensor, sampling: Sampling) -> Tensor:
-    """float32 [B, D, V]: the draft's log-probabilities, at the sampling temperature or, greedy, at 1.
+def log_confidence(logits: Tensor, sampling: Sampling) -> Tensor:
+    """float32 [..., V]: the draft's log-probabilities, at the sampling temperature or, greedy, at 1.
 
     They rank and count proposals and never touch what comes out, so float32 will do.
     """
-    scaled = logits_BDV.float() if sampling.greedy else logits_BDV.float() / sampling.temperature
+    scaled = logits.float() if sampling.greedy else logits.float() / sampling.temperature
     return torch.log_softmax(scaled, -1)

@@ -1,6 +1,6 @@
 """Verification of a draft tree in one target pass: DDTree (arXiv 2604.12989) and CaDDTree (arXiv 2606.01813).
 
-The tree depends on the draft's logits alone and the walk follows the target's own choices, greedy or sampled, so the
+The tree depends on the draft alone and the walk follows the target's own choices, greedy or sampled, so the
 output is the target's token for token, whatever the tree.
 """
 
@@ -15,8 +15,9 @@ from torch import Tensor
 from dflash.decode.sampling import Sampling, Uniforms
 from dflash.decode.verify.chain import Match
 from dflash.decode.verify.costs import RoundCosts
-from dflash.decode.verify.growth import Grown, grow
+from dflash.decode.verify.growth import Grown, grow, grow_linked
 from dflash.decode.verify.protocol import Verifier, log_confidence
+from dflash.draft.heads.slots import LinkedSlots, Slots
 from dflash.types import Proposal, Tree, Verdict
 
 
@@ -49,10 +50,10 @@ class DDTree(_TreeVerifier):
     def most_proposals(self, num_slots: int) -> int:
         return self.num_nodes if num_slots else 0
 
-    def propose(self, logits_BDV: Tensor, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
-        if logits_BDV.shape[1] == 0:
-            return Match().propose(logits_BDV, sampling, uniforms, start_B)
-        grown = grow(log_confidence(logits_BDV, sampling), num_nodes=self.num_nodes)
+    def propose(self, slots: Slots, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
+        if slots.num_slots == 0:
+            return Match().propose(slots, sampling, uniforms, start_B)
+        grown = _grow(slots, sampling, num_nodes=self.num_nodes)
         return _proposal(grown, grown.tokens_BN.shape[1])
 
 
@@ -82,16 +83,22 @@ class CaDDTree(_TreeVerifier):
     def ready(self, measure: Callable[[int], RoundCosts]) -> Verifier:
         return self if self.costs is not None else replace(self, costs=measure(self.max_nodes))
 
-    def propose(self, logits_BDV: Tensor, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
-        if logits_BDV.shape[1] == 0:
-            return Match().propose(logits_BDV, sampling, uniforms, start_B)
-        grown = grow(log_confidence(logits_BDV, sampling), num_nodes=self.max_nodes)
+    def propose(self, slots: Slots, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
+        if slots.num_slots == 0:
+            return Match().propose(slots, sampling, uniforms, start_B)
+        grown = _grow(slots, sampling, num_nodes=self.max_nodes)
         return _proposal(grown, self._best_count(grown))
 
     def _best_count(self, grown: Grown) -> int:
         """The extra host sync of a round: how many nodes to verify."""
         gains = grown.scores_BN.exp().sum(0).tolist()
         return self.costs.best_count(len(grown.scores_BN), gains)
+
+
+def _grow(slots: Slots, sampling: Sampling, *, num_nodes: int) -> Grown:
+    if isinstance(slots, LinkedSlots):
+        return grow_linked(slots, lambda logits: log_confidence(logits, sampling), num_nodes=num_nodes)
+    return grow(log_confidence(slots.logits_BDV, sampling), num_nodes=num_nodes)
 
 
 def _proposal(grown: Grown, count: int) -> Proposal:
