@@ -6,6 +6,7 @@ It knows neither the target nor the loss: embedded noise blocks and tapped featu
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from dflash.draft.mask import BlockGeometry
 from dflash.draft.rope import Rotary
 from dflash.draft.session import DraftSession
 from dflash.draft.shape import DraftShape
+from dflash.types import AnchoredBlocks
 
 
 class Draft(nn.Module):
@@ -60,12 +62,19 @@ class Draft(nn.Module):
         context_BSH = self.fuse(taps_BSTH)
         context_rope = self.rotary(geometry.positions_BS)
         block_rope = self.rotary(geometry.positions_BAK)
+        geometry = replace(geometry, causal=self.shape.left_to_right)
         masks = self.attention.prepare(geometry, set(self.shape.layout))
         hidden = noise_BAKH.to(self.fc.weight.dtype)
         for layer in self.layers:
             inputs = hidden, block_rope, context_BSH, context_rope, self._attend_under(masks[layer.window])
             hidden = _again(layer.over_context, inputs) if self.checkpoint_layers else layer.over_context(*inputs)
-        return self.norm(hidden)
+        hidden = self.norm(hidden)
+        # What has read tokens up to slot k - 1 foretells slot k; slot 0 is given.
+        return torch.cat([hidden[..., :1, :], hidden[..., :-1, :]], dim=-2) if self.shape.left_to_right else hidden
+
+    def inputs(self, blocks: AnchoredBlocks) -> Tensor:
+        """long [B, A, K], what the slots are given in training: the anchor and masks or, left to right, the tokens."""
+        return blocks.labels_BAK if self.shape.left_to_right else blocks.input_ids_BAK
 
     def correct(self, logits_MPV: Tensor, hidden_MPH: Tensor, previous_MP: Tensor, embed: Embed) -> Tensor:
         """Logits of the P slots behind the anchor with the head's correction, given the token before each slot."""
@@ -77,8 +86,8 @@ class Draft(nn.Module):
         """A decoding session of ``batch_size`` empty rows."""
         return DraftSession(self, batch_size=batch_size, capacity=capacity)
 
-    def _attend_to(self, context: tuple[Tensor, Tensor], mask):
-        return lambda query, block: self.attention(query, context, block, mask)
+    def _attend_under(self, mask):
+        return lambda query, context, block: self.attention(query, context, block, mask)
 
 
 def _again(layer: Callable[..., Tensor], inputs: tuple) -> Tensor:

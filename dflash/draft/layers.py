@@ -16,6 +16,7 @@ from dflash.draft.shape import DraftShape
 Rope = tuple[Tensor, Tensor]
 KeyValue = tuple[Tensor, Tensor]
 Attend = Callable[[Tensor, KeyValue], Tensor]  # (query [..., K, N, D], the block's own keys and values) -> [..., N, D]
+AttendOver = Callable[[Tensor, KeyValue, KeyValue], Tensor]  # the same, with the context's keys and values in between
 
 
 class Attention(nn.Module):
@@ -75,6 +76,15 @@ class DraftLayer(nn.Module):
         """[..., K, H] -> [..., K, H]."""
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), rope, attend)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+    def over_context(
+        self, hidden: Tensor, rope: Rope, context: Tensor, context_rope: Rope, attend: AttendOver
+    ) -> Tensor:
+        """As ``forward``, over a context [..., S, H] that this layer projects itself: in training, all that one layer
+        does, and so the unit to shard and to compute again."""
+        seen = self.self_attn.keys_values(context, context_rope)
+        # forward itself and not a call: hooks of sharding belong to the outermost call
+        return self.forward(hidden, rope, lambda query, block: attend(query, seen, block))
 
 
 def _per_head(rope: Rope) -> Rope:
