@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from dflash.decode.batch import Batch, Engine
-from dflash.decode.proposer import BlockProposer, Proposer
+from dflash.decode.proposer import Proposer, proposer_of
 from dflash.decode.rows import Gained, Row, clock, pad_prompts
 from dflash.decode.sampling import Sampling
 from dflash.decode.verify import Match, RoundCosts, Verifier, measure_costs
@@ -34,8 +34,8 @@ class StreamedToken:
 class SpeculativeDecoder:
     """Blocks of ``block_size`` tokens, anchor included; it may differ from the block size the draft was trained at.
 
-    Raises ValueError for a block size below 1, for trees over a target with recurrent layers, and for a verifier that
-    asks for confidence where the draft's head has none.
+    Raises ValueError for a block size below 1, for trees over a target with recurrent layers or from a draft that goes
+    left to right, and for a verifier that asks for confidence where the draft's head has none.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class SpeculativeDecoder:
     ):
         self.target = target
         self.draft = draft
-        self.proposer = draft if isinstance(draft, Proposer) else BlockProposer(draft)
+        self.proposer = proposer_of(draft)
         self.block_size = block_size if block_size is not None else self.proposer.block_size
         self.sampling = sampling if sampling is not None else Sampling()
         self.verifier = verifier if verifier is not None else Match()
@@ -58,6 +58,11 @@ class SpeculativeDecoder:
             raise ValueError(f"block_size={self.block_size}: must be at least 1")
         if self.verifier.needs_tree and target.plan.recurrent:
             raise target.tree_error()
+        if self.verifier.needs_tree and self.proposer.sequential:
+            raise ValueError(
+                f"verify={self.verifier.name}: trees grow over slots drafted all at once, and this draft goes left "
+                "to right; choose verify=chain"
+            )
         if self.verifier.needs_confidence and not self.proposer.confident:
             raise ValueError(
                 "decoding.verifier.trained=true: this draft has no confidence head; train one with heads=dspark, or "

@@ -1,4 +1,4 @@
-"""Prompt lookup (Saxena, 2023): propose what followed the last time the text ended as it ends now. No draft, no weights.
+"""Prompt lookup (Saxena, 2023): propose what followed when the text last ended as it ends now; no draft, no weights.
 
 The baseline that a draft must beat on text that repeats itself. It goes through the same decoder and verifiers.
 """
@@ -6,12 +6,13 @@ The baseline that a draft must beat on text that repeats itself. It goes through
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dflash.decode.proposer import Proposer, Proposing
-from dflash.draft.heads.slots import Slots
+from dflash.draft.heads.slots import Choose, Slots, Walk
 from dflash.target.target import Target
 
 
@@ -19,9 +20,11 @@ class Lookup(Proposer):
     """The longest n-gram, of ``longest`` tokens down to ``shortest``, that ends the text and stands in it before.
 
     Of several places the newest; a copy that reaches the end of the text goes on with what it has just proposed, so
-    that loops fill the block. Rows without a match propose their anchor; where no row of the batch has one, nothing is
-    proposed and the target takes a plain step. Raises ValueError unless 1 <= shortest <= longest.
+    that loops fill the block. Rows without a match propose nothing; where no row of the batch has one, the target takes
+    a plain step. Raises ValueError unless 1 <= shortest <= longest.
     """
+
+    label = "prompt lookup"
 
     def __init__(self, *, longest: int = 3, shortest: int = 1):
         if not 1 <= shortest <= longest:
@@ -73,6 +76,16 @@ class NgramIndex:
         return proposed
 
 
+@dataclass(frozen=True)
+class _Found(Slots):
+    """Slots that are certain of one token each. counts_B: long, how many of them each row has; trees take them all."""
+
+    counts_B: Tensor
+
+    def walk(self, choose: Choose) -> Walk:
+        return replace(super().walk(choose), counts_B=self.counts_B)
+
+
 class _LookingUp:
     """Works on the host, which costs it two transfers a round besides the batch's own."""
 
@@ -90,7 +103,8 @@ class _LookingUp:
         tokens = [row or [anchor] * num_slots for row, anchor in zip(found, anchors, strict=True)]
         tokens_BD = torch.tensor(tokens, dtype=torch.long, device=anchor_B.device).view(len(anchors), num_slots)
         certain_BDV = torch.full((*tokens_BD.shape, self.vocab_size), float("-inf"), device=anchor_B.device)
-        return Slots(certain_BDV.scatter(-1, tokens_BD[..., None], 0.0))
+        counts_B = torch.tensor([len(row) for row in found], device=anchor_B.device)
+        return _Found(certain_BDV.scatter(-1, tokens_BD[..., None], 0.0), counts_B)
 
     def select(self, rows: Tensor, *, longest: int, ragged: bool) -> None:
         self.rows = [self.rows[i] for i in rows.tolist()]

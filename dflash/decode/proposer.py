@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dflash.draft.draft import Draft
 from dflash.draft.heads.slots import Slots, make_slots
+from dflash.draft.stepping import SteppedSlots
 from dflash.target.target import Target
 
 
@@ -23,7 +24,7 @@ class Proposing(Protocol):
         """Each row's next counts_B[b] <= Q tokens are decided, and the target has run on them."""
         ...
 
-    def slots(self, anchor_B: Tensor) -> Slots:
+    def slots(self, anchor_B: Tensor) -> Slots | SteppedSlots:
         """Up to K - 1 slots behind the anchors, the tokens that come right behind those."""
         ...
 
@@ -34,11 +35,14 @@ class Proposing(Protocol):
 
 class Proposer:
     """taps: layers of the target whose outputs it reads. block_size: tokens of a block, anchor included, if not told.
-    confident: it says how sure it is that the target keeps a proposal."""
+    confident: it says how sure it is that the target keeps a proposal. sequential: a slot is only known once those
+    before it are chosen, so that no tree grows from them. label: what reports call it."""
 
     taps: tuple[int, ...] = ()
     block_size: int = 8
     confident: bool = False
+    sequential: bool = False
+    label: str = "draft"
 
     def open(self, target: Target, batch_size: int, *, capacity: int, block_size: int) -> Proposing:
         """For ``batch_size`` empty rows of at most ``capacity`` tokens."""
@@ -55,6 +59,26 @@ class BlockProposer(Proposer):
 
     def open(self, target: Target, batch_size: int, *, capacity: int, block_size: int) -> Proposing:
         return _Blocks(self.draft, target, batch_size, capacity=capacity, block_size=block_size)
+
+
+class StepProposer(Proposer):
+    """A draft that goes left to right: a pass a slot."""
+
+    sequential = True
+
+    def __init__(self, draft: Draft):
+        self.draft = draft
+        self.taps, self.block_size = draft.shape.taps, draft.shape.block_size
+
+    def open(self, target: Target, batch_size: int, *, capacity: int, block_size: int) -> Proposing:
+        return _Steps(self.draft, target, batch_size, capacity=capacity, block_size=block_size)
+
+
+def proposer_of(draft: Draft | Proposer) -> Proposer:
+    """The way in which this draft proposes; what is no draft proposes itself."""
+    if isinstance(draft, Proposer):
+        return draft
+    return StepProposer(draft) if draft.shape.left_to_right else BlockProposer(draft)
 
 
 class _Blocks:
@@ -74,3 +98,21 @@ class _Blocks:
 
     def select(self, rows: Tensor, *, longest: int, ragged: bool) -> None:
         self.session.select(rows, longest=longest, ragged=ragged)
+
+
+class _Steps:
+    def __init__(self, draft: Draft, target: Target, batch_size: int, *, capacity: int, block_size: int):
+        self.target, self.num_slots = target, block_size - 1
+        self.session = draft.open(batch_size, capacity=capacity)
+
+    def extend(self, ids_BQ: Tensor, taps_BQTH: Tensor | None, counts_B: Tensor, *, longest: int, ragged: bool) -> None:
+        self.session.extend(taps_BQTH, counts_B, longest=longest, ragged=ragged)
+
+    def slots(self, anchor_B: Tensor) -> SteppedSlots:
+        return SteppedSlots(self.session, anchor_B, self.num_slots, self.target.embed, self._logits)
+
+    def select(self, rows: Tensor, *, longest: int, ragged: bool) -> None:
+        self.session.select(rows, longest=longest, ragged=ragged)
+
+    def _logits(self, hidden_B1H: Tensor) -> Tensor:
+        return self.target.logits(hidden_B1H.to(self.target.dtype))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from dflash.draft.mask import BlockGeometry, context_mask, dense_mask
+from dflash.draft.mask import BlockGeometry, context_mask, dense_mask, inside_mask
 
 
 class BlockAttention(Protocol):
@@ -34,9 +34,10 @@ class BlockAttention(Protocol):
 class TwoPiece:
     """Context piece and block piece under one softmax, joined by the log-sum-exp of both. Any device, any dtype."""
 
-    def prepare(self, geometry: BlockGeometry, windows: set[int | None]) -> dict[int | None, Tensor]:
-        """bool masks [B, 1, 1, A, K or 1, S]."""
-        return {window: context_mask(geometry, window)[:, None, None] for window in windows}
+    def prepare(self, geometry: BlockGeometry, windows: set[int | None]) -> dict[int | None, tuple]:
+        """(bool mask of the context [B, 1, 1, A, K or 1, S], of the block [K, K] or None)."""
+        inside = inside_mask(geometry)
+        return {window: (context_mask(geometry, window)[:, None, None], inside) for window in windows}
 
     def __call__(self, query: Tensor, context: tuple[Tensor, Tensor], block: tuple[Tensor, Tensor], mask) -> Tensor:
         B, A, K, N, D = query.shape
@@ -47,7 +48,10 @@ class TwoPiece:
         key_b, value_b = (x.permute(0, 3, 1, 2, 4)[:, :, None] for x in block)  # B G 1 A K D
         scores_c = (q.reshape(B, G, R * A * K, D) @ key_c.mT).view(B, G, R, A, K, S)
         scores_b = q @ key_b.mT
-        weights_c, weights_b = _joint_softmax(scores_c.masked_fill(~mask, float("-inf")), scores_b)
+        outside, inside = mask
+        if inside is not None:
+            scores_b = scores_b.masked_fill(~inside, float("-inf"))
+        weights_c, weights_b = _joint_softmax(scores_c.masked_fill(~outside, float("-inf")), scores_b)
         out = (weights_c.to(q.dtype).reshape(B, G, R * A * K, S) @ value_c).view(B, G, R, A, K, D)
         out = out + weights_b.to(q.dtype) @ value_b
         return out.permute(0, 3, 4, 1, 2, 5).reshape(B, A, K, N, D)
@@ -85,6 +89,7 @@ class Flex:
 
     def __call__(self, query: Tensor, context: tuple[Tensor, Tensor], block: tuple[Tensor, Tensor], mask) -> Tensor:
         q, key, value = _one_sequence(query, context, block)
+        q, key = q.to(value.dtype), key.to(value.dtype)  # under autocast norms may leave fp32, which flex refuses
         attend = _compiled_flex_attention() if self.compile else flex_attention
         out = attend(q, key, value, block_mask=mask, enable_gqa=True)
         return out.transpose(1, 2).reshape(query.shape)
@@ -100,7 +105,8 @@ class Flex:
             seen = (k < S) & (documents[b, row] == owner[b, a]) & (k < anchors[b, a])
             if window is not None:
                 seen = seen & (anchors[b, a] + slot - k < window)
-            return seen | ((k >= S) & ((k - S) // K == a))
+            inside = (k >= S) & ((k - S) // K == a)
+            return seen | (inside & ((k - S) % K <= slot) if geometry.causal else inside)
 
         return create_block_mask(visible, B, None, A * K, S + A * K, device=documents.device, _compile=self.compile)
 

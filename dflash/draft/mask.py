@@ -1,7 +1,7 @@
 """Who sees whom in training: the geometry of anchored blocks over packed rows.
 
 A block sees the context strictly before its anchor, in its own document, as far back as the layer's window; inside the
-block every slot sees every slot; blocks never see each other.
+block every slot sees every slot or, causal, itself and those before it; blocks never see each other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class BlockGeometry:
     """Where context tokens and slots stand. positions_BS and positions_BAK: absolute positions for RoPE.
 
     documents_BS: document of each context token. block_documents_BA: document of each block, -2 where invalid (no
-    context token has that id). anchors_BA: row index of each anchor.
+    context token has that id). anchors_BA: row index of each anchor. causal: whether no slot sees those behind it.
     """
 
     positions_BS: Tensor
@@ -28,6 +28,7 @@ class BlockGeometry:
     block_documents_BA: Tensor
     anchors_BA: Tensor
     block_size: int
+    causal: bool = False
 
 
 def block_geometry(batch: TokenBatch, blocks: AnchoredBlocks) -> BlockGeometry:
@@ -56,11 +57,22 @@ def context_mask(geometry: BlockGeometry, window: int | None) -> Tensor:
     return seen & (distance < window)
 
 
+def inside_mask(geometry: BlockGeometry) -> Tensor | None:
+    """bool [K, K]: which slots of its block each slot sees; None: all."""
+    if not geometry.causal:
+        return None
+    K = geometry.block_size
+    return torch.ones(K, K, dtype=torch.bool, device=geometry.anchors_BA.device).tril()
+
+
 def dense_mask(geometry: BlockGeometry, window: int | None) -> Tensor:
     """bool [B, A*K, S + A*K]: the same visibility written out whole, for tests and for the dense benchmark."""
     B, A = geometry.anchors_BA.shape
     K = geometry.block_size
     context = context_mask(geometry, window).expand(B, A, K, -1).reshape(B, A * K, -1)
     block = torch.arange(A, device=context.device).repeat_interleave(K)
-    inside = (block[:, None] == block).expand(B, -1, -1)
-    return torch.cat([context, inside], dim=-1)
+    inside = block[:, None] == block
+    seen = inside_mask(geometry)
+    if seen is not None:
+        inside = inside & seen.repeat(A, A)
+    return torch.cat([context, inside.expand(B, -1, -1)], dim=-1)

@@ -53,10 +53,10 @@ class DraftSession:
         K = noise_BKH.shape[1]
         positions_BK = self.lengths_B[:, None] + torch.arange(K, device=self.lengths_B.device)
         rope = self.draft.rotary(positions_BK)
-        masks = {window: self._mask(positions_BK, window) for window in set(self.draft.shape.layout)}
+        masks = {window: self.mask(positions_BK, window, num_inside=K) for window in set(self.draft.shape.layout)}
         hidden = noise_BKH.to(self.draft.fc.weight.dtype)
         for layer, buffers in zip(self.draft.layers, self.keys_values, strict=True):
-            hidden = layer(hidden, rope, self._attend_to(buffers, masks[layer.window]))
+            hidden = layer(hidden, rope, self.attend_to(buffers, masks[layer.window]))
         return self.draft.norm(hidden)
 
     def select(self, rows: Tensor, *, longest: int, ragged: bool) -> None:
@@ -65,8 +65,9 @@ class DraftSession:
         self.longest, self.ragged = longest, ragged
         self.keys_values = [(key[rows], value[rows]) for key, value in self.keys_values]
 
-    def _mask(self, positions_BK: Tensor, window: int | None) -> Tensor | None:
-        """bool [B, 1, K, longest + K], or None where every slot sees every key."""
+    def mask(self, positions_BK: Tensor, window: int | None, *, num_inside: int) -> Tensor | None:
+        """bool [B, 1, K, longest + num_inside], or None where every slot sees every key: those of the context, and
+        ``num_inside`` of its own block."""
         if window is None and not self.ragged:
             return None
         B, K = positions_BK.shape
@@ -75,9 +76,11 @@ class DraftSession:
         if window is not None:
             seen = seen & (positions_BK[..., None] - index < window)
         context = seen.expand(B, K, self.longest)
-        return torch.cat([context, context.new_ones(B, K, K)], dim=-1)[:, None]
+        return torch.cat([context, context.new_ones(B, K, num_inside)], dim=-1)[:, None]
 
-    def _attend_to(self, buffers: tuple[Tensor, Tensor], mask: Tensor | None):
+    def attend_to(self, buffers: tuple[Tensor, Tensor], mask: Tensor | None):
+        """How a layer's queries attend to its context buffers and the block's own keys and values."""
+
         def attend(query_BKND: Tensor, block: tuple[Tensor, Tensor]) -> Tensor:
             key, value = (
                 torch.cat([buffer[:, : self.longest], new], dim=1).transpose(1, 2)

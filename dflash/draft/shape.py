@@ -28,6 +28,7 @@ class Dims(Protocol):
 @dataclass(frozen=True)
 class DraftShape:
     """Plain values only, so that it may enter a checkpoint. ``layout``: window per layer, None for full attention.
+    ``left_to_right``: the same layers draft a block token by token instead of at once.
 
     Behind mask_token_id stand variations of the published draft; ``to_dict`` leaves out those not taken, so that the
     plain draft's form is the same in all versions.
@@ -49,6 +50,7 @@ class DraftShape:
     block_size: int
     mask_token_id: int
     head: HeadShape | None = None
+    left_to_right: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form; ``DraftShape.from_dict`` is its inverse."""
@@ -89,6 +91,7 @@ def shape_draft(
     head_dim: int | None = None,
     attention_bias: bool | None = None,
     head: HeadRule | None = None,
+    left_to_right: bool = False,
 ) -> DraftShape:
     """A draft for a target of these dimensions; heads, head_dim and biases are the target's unless given.
 
@@ -128,4 +131,5 @@ def shape_draft(
         block_size=block_size,
         mask_token_id=mask_token_id,
         head=(head if head is not None else no_head())(dims.hidden_size, dims.vocab_size),
+        left_to_right=left_to_right,
     )

@@ -148,9 +148,10 @@ def _accepted(
     valid_BA = batch.documents_BS.gather(1, anchors_BA) == 0
     blocks = make_blocks(batch, anchors_BA, valid_BA, block_size=block_size, mask_token_id=draft.shape.mask_token_id)
     # forward and not a call: evaluation computes as decoding does, also where training is compiled
-    hidden = draft.forward(target.embed(blocks.input_ids_BAK), features.taps_BSTH, block_geometry(batch, blocks))
+    hidden = draft.forward(target.embed(draft.inputs(blocks)), features.taps_BSTH, block_geometry(batch, blocks))
     hidden = hidden[:, :, 1:]
-    # The head is given the data's tokens: up to the first miss, and no further counts, they are the draft's own.
+    # A head and a draft that goes left to right are given the data's tokens: up to the first miss, and no further
+    # counts, they are the draft's own.
     previous_BAP = blocks.labels_BAK[..., :-1]
     logits = target.logits(hidden.to(target.dtype)).flatten(0, 1)
     logits = draft.correct(logits, hidden.flatten(0, 1), previous_BAP.flatten(0, 1), target.embed)
