@@ -6,21 +6,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar
-
-import numpy as np
 
 from dflash.data.corpus import read_corpus
 from dflash.data.corpus_prompts import corpus_prompts
 from dflash.data.documents import Document
-from dflash.data.mixture import Source, check_weights, mix
+from dflash.data.mixture import Source, check_weights, mixture_items
 from dflash.data.modules import DistillationDataModule
 from dflash.data.prompts import Prompt, row_to_prompt
 from dflash.data.regenerate import regenerate
 from dflash.data.regeneration.folder import responses_folder
 from dflash.data.rows import BadLines, convert, file_rows, hub_rows
 from dflash.data.shapes import Plain, Shape
-from dflash.data.sources import corpus_documents, row_to_document
+from dflash.data.sources import corpus_documents, file_documents, hub_documents, row_to_document
 from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.decode.sampling import Sampling
 from dflash.target.load import LoadedTarget
@@ -141,52 +140,58 @@ class CorpusData(DataRecipe):
 
 @dataclass(frozen=True, kw_only=True)
 class RowData(DataRecipe):
-    """Documents from rows; ``sources.row_to_document`` says which rows there are, ``rows.convert`` what the rest is."""
+    """Documents from rows: ``sources.file_documents`` says which there are. options go to the chat template."""
 
     max_tokens: int | None = None
     on_bad: str = "raise"
     options: Mapping[str, Any] | None = None
 
-    def _reading(self) -> dict[str, Any]:
-        return {"on_bad": self.on_bad, "bad_lines": self.bad_lines}
-
-    def _to_document(self, reading: Reading) -> Callable[[str, dict], Document]:
-        return row_to_document(reading.tokenizer, self.max_tokens, self.options)
-
 
 @dataclass(frozen=True, kw_only=True)
 class FileData(RowData):
-    """Local JSONL or Parquet, or the folder of a regeneration."""
+    """Local JSONL or Parquet, or the folder of a regeneration; see ``sources.file_documents``."""
 
     path: str
     columns: Mapping[str, str] | None = None
     shape: Shape = field(default_factory=Plain)
 
     def open(self, loaded: LoadedTarget | Reading, progress: Progress) -> Open:
-        rows, to_document = self._rows(loaded), self._to_document(loaded)
-        return partial(_documents, rows, to_document, shape=self.shape, columns=self.columns, **self._reading())
+        return partial(file_documents, self._folder(loaded), loaded.tokenizer, **self._reading())
 
     def questions(self, reading: Reading, *, max_tokens: int | None, count: int | None) -> Iterator[Prompt]:
-        to_prompt = row_to_prompt(reading.tokenizer, max_tokens, self.options)
-        rows = self._rows(reading)()
-        return islice(convert(rows, to_prompt, shape=self.shape, columns=self.columns, **self._reading()), count)
+        how = self._reading()
+        to_prompt = row_to_prompt(reading.tokenizer, max_tokens, how.pop("options"))
+        del how["max_tokens"]  # that of documents
+        return islice(convert(self._rows(reading), to_prompt, **how), count)
 
-    def _rows(self, reading: LoadedTarget | Reading) -> Callable[..., Iterator[tuple[str, Any]]]:
-        return partial(file_rows, responses_folder(self.path, tokenizer_sha256=reading.tokenizer_fingerprint()))
+    def _rows(self, reading: Reading) -> Iterator[tuple[str, Any]]:
+        return file_rows(self._folder(reading))
+
+    def _folder(self, reading: LoadedTarget | Reading) -> Path:
+        return responses_folder(self.path, tokenizer_sha256=reading.tokenizer_fingerprint())
+
+    def _reading(self) -> dict[str, Any]:
+        names = ("max_tokens", "on_bad", "options", "columns", "shape", "bad_lines")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubData(FileData):
-    """Any data set that ``datasets`` can stream."""
+    """Any data set that ``datasets`` can stream; see ``sources.hub_documents``."""
 
     name: str | None = None
     split: str = "train"
     revision: str | None = None
     data_files: Any = None
 
-    def _rows(self, reading: LoadedTarget | Reading) -> Callable[..., Iterator[tuple[str, Any]]]:
-        where = {"name": self.name, "split": self.split, "revision": self.revision, "data_files": self.data_files}
-        return partial(hub_rows, self.path, **where)
+    def open(self, loaded: LoadedTarget | Reading, progress: Progress) -> Open:
+        return partial(hub_documents, self.path, loaded.tokenizer, **self._where(), **self._reading())
+
+    def _rows(self, reading: Reading) -> Iterator[tuple[str, Any]]:
+        return hub_rows(self.path, **self._where())
+
+    def _where(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("name", "split", "revision", "data_files")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,26 +208,18 @@ class MixtureData(RowData):
         check_weights({name: source.weight for name, source in self.sources.items()})
 
     def open(self, loaded: LoadedTarget | Reading, progress: Progress) -> Open:
-        return partial(self._mix, self._to_document(loaded))
+        return self._mixture(loaded, partial(row_to_document, loaded.tokenizer, self.max_tokens, self.options))
 
     def questions(self, reading: Reading, *, max_tokens: int | None, count: int | None) -> Iterator[Prompt]:
         if count is None:
             raise ValueError("count=null: a mixture has no end; say how many prompts, as in count=100000")
-        return islice(self._mix(row_to_prompt(reading.tokenizer, max_tokens, self.options)), count)
+        make = partial(row_to_prompt, reading.tokenizer, max_tokens, self.options)
+        return islice(self._mixture(reading, make)(), count)
 
-    def _mix(self, to_item: Callable[[str, dict], Any], *, lane: int = 0, lanes: int = 1) -> Iterator[Any]:
-        def stream(source: Source) -> Iterator[Any]:
-            reading = {"shape": source.shape, "columns": source.columns, **self._reading()}
-            return _documents(source.rows, to_item, lane=lane, lanes=lanes, **reading)
-
-        streams = {name: partial(stream, source) for name, source in self.sources.items()}
-        weights = {name: source.weight for name, source in self.sources.items()}
-        return mix(streams, weights, rng=np.random.default_rng([self.seed, lane]))
-
-
-def _documents(rows: Callable[..., Iterator], to_item, *, lane: int = 0, lanes: int = 1, **reading: Any) -> Iterator:
-    """One share of what ``to_item`` makes of the rows."""
-    return convert(rows(lane=lane, lanes=lanes), to_item, **reading)
+    def _mixture(self, reading: LoadedTarget | Reading, make: Callable[[], Callable[[str, dict], Any]]) -> Open:
+        how = {"on_bad": self.on_bad, "bad_lines": self.bad_lines}
+        sha256 = reading.tokenizer_fingerprint()
+        return partial(mixture_items, self.sources, make, seed=self.seed, tokenizer_sha256=sha256, **how)
 
 
 def training_prompts(tokenizer, *, count: int, corpus_root: str | None = None, **cut: Any) -> list[Prompt]:

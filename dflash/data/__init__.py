@@ -1,1 +1,1 @@
-"""From text to batches: corpus, sources, chat, prompts, regeneration, packing, batch stream and data modules."""
+"""From text to batches: corpus, sources, mixtures, chat, prompts, regeneration, packing, batch stream, data modules."""

@@ -15,7 +15,7 @@ from dflash.data.prompts import read_texts, write_prompts
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0: done. 1: a mistake, told in a message, or prompts that got no answer."""
+    """0: done. 1: a mistake, told in a message, or prompts that got no answer. 130: interrupted."""
     parser = argparse.ArgumentParser(prog="python -m dflash.data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     for add in (_add_regenerate, _add_show, _add_prompts):
@@ -26,6 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; a regeneration goes on where it stopped when its command is given again\n")
+        return 130
 
 
 def _add_regenerate(commands) -> None:

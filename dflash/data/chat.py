@@ -76,24 +76,18 @@ def _turn(tokenizer, messages, options, origin) -> tuple[list[int], list[int]]:
     makes the template drop earlier thinking, the prompt still has it: the target saw it when it wrote the message.
     """
     prompt = _render(tokenizer, messages[:-1], options, origin, prompt=True)
-    response = _addition(tokenizer, messages, options, origin)
-    if response is None:  # gpt-oss's drops the thinking behind tool calls once a final answer follows
+    before, whole = prompt, _render(tokenizer, messages, options, origin, prompt=False)
+    if not whole.startswith(before):  # gpt-oss's drops the thinking behind tool calls once a final answer follows
         unthinking = [{key: m[key] for key in m if key != "thinking"} for m in messages[:-1]]
-        response = _addition(tokenizer, [*unthinking, messages[-1]], options, origin)
-    if response is None:
+        before = _render(tokenizer, unthinking, options, origin, prompt=True)
+        whole = _render(tokenizer, [*unthinking, messages[-1]], options, origin, prompt=False)
+    if not whole.startswith(before):
         raise ValueError(
             f"{origin or 'chat'}: the chat template renders the history differently before and after turn "
             f"{len(messages)}, so what the target generates there is not a part of the text; cut the conversation "
             "before that turn, or into one conversation per assistant turn"
         )
-    return _encode(tokenizer, prompt), _encode(tokenizer, response)
-
-
-def _addition(tokenizer, messages, options, origin) -> str | None:
-    """What the last message adds to the rendering of those before it; None if it changes that rendering."""
-    prompt = _render(tokenizer, messages[:-1], options, origin, prompt=True)
-    whole = _render(tokenizer, messages, options, origin, prompt=False)
-    return whole[len(prompt) :] if whole.startswith(prompt) else None
+    return _encode(tokenizer, prompt), _encode(tokenizer, whole[len(before) :])
 
 
 def _earlier_turn(tokenizer, messages, options, origin) -> tuple[list[int], list[int]]:

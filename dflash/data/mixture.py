@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from dflash.data.rows import file_rows, hub_rows
+from dflash.data.regeneration.folder import responses_folder
+from dflash.data.rows import BadLines, convert, file_rows, hub_rows
 from dflash.data.shapes import Plain, Shape
 
 Item = TypeVar("Item")
@@ -24,22 +26,25 @@ class Source(Protocol):
     shape: Shape
     columns: Mapping[str, str]
 
-    def rows(self, *, lane: int = 0, lanes: int = 1) -> Iterator[tuple[str, Any]]:
-        """(origin, row) of share ``lane`` of ``lanes``, the same each time."""
+    def rows(self, *, tokenizer_sha256: str, lane: int = 0, lanes: int = 1) -> Iterator[tuple[str, Any]]:
+        """(origin, row) of share ``lane`` of ``lanes``, the same each time.
+
+        tokenizer_sha256: of the tokenizer that will read them; rows that are token ids already must be of the same.
+        """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileSource:
-    """A local JSONL or Parquet file, or a folder of them."""
+    """A local JSONL or Parquet file, a folder of them, or the folder of a regeneration."""
 
     path: str
     weight: float = 1.0
     shape: Shape = field(default_factory=Plain)
     columns: Mapping[str, str] = field(default_factory=dict)
 
-    def rows(self, *, lane: int = 0, lanes: int = 1) -> Iterator[tuple[str, Any]]:
-        return file_rows(self.path, lane=lane, lanes=lanes)
+    def rows(self, *, tokenizer_sha256: str, lane: int = 0, lanes: int = 1) -> Iterator[tuple[str, Any]]:
+        return file_rows(responses_folder(self.path, tokenizer_sha256=tokenizer_sha256), lane=lane, lanes=lanes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +60,36 @@ class HubSource:
     shape: Shape = field(default_factory=Plain)
     columns: Mapping[str, str] = field(default_factory=dict)
 
-    def rows(self, *, lane: int = 0, lanes: int = 1) -> Iterator[tuple[str, Any]]:
+    def rows(self, *, tokenizer_sha256: str, lane: int = 0, lanes: int = 1) -> Iterator[tuple[str, Any]]:
         where = {"name": self.name, "split": self.split, "revision": self.revision, "data_files": self.data_files}
         return hub_rows(self.path, **where, lane=lane, lanes=lanes)
+
+
+def mixture_items(
+    sources: Mapping[str, Source],
+    make: Callable[[], Callable[[str, dict], Item]],
+    *,
+    seed: int,
+    tokenizer_sha256: str,
+    on_bad: str,
+    bad_lines: BadLines,
+    lane: int = 0,
+    lanes: int = 1,
+) -> Iterator[Item]:
+    """Endless: what ``make()`` makes of the rows of a share of the sources, mixed. Keywords as for ``rows.convert``.
+
+    Plain arguments, so that a spawned worker can be sent them.
+    """
+    to_item = make()
+
+    def stream(source: Source) -> Iterator[Item]:
+        rows = source.rows(tokenizer_sha256=tokenizer_sha256, lane=lane, lanes=lanes)
+        how = {"on_bad": on_bad, "bad_lines": bad_lines, "columns": source.columns, "shape": source.shape}
+        return convert(rows, to_item, **how)
+
+    streams = {name: partial(stream, source) for name, source in sources.items()}
+    weights = {name: source.weight for name, source in sources.items()}
+    return mix(streams, weights, rng=np.random.default_rng([seed, lane]))
 
 
 def mix(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pyarrow.parquet
@@ -13,9 +14,10 @@ from flaky_server import answer_to, serve
 from rich.console import Console
 from toys import tiny_draft
 
-from dflash.assemble.data import FileData
+from dflash.assemble.data import FileData, MixtureData
 from dflash.assemble.showing import SUPERVISED, coloured, show
 from dflash.data.__main__ import main
+from dflash.data.mixture import FileSource
 from dflash.data.sources import file_documents
 from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.decode.sampling import Sampling
@@ -79,6 +81,9 @@ def test_local_responses_are_the_targets_own(tmp_path, chats, loaded, capsys):
         (trace,), _ = decoder.generate([prompt], first_index=number, **limits)
         assert document.ids[document.supervised].tolist() == list(trace.tokens)
     assert main(arguments(chats, out, *sampled)) == 0  # asks nothing
+    mixed = MixtureData(sources={"own": FileSource(path=str(out))}, seed=0, length=99, batch_size=1)
+    again = list(islice(mixed.open(loaded, lambda *_: None)(), COUNT - 1))
+    assert plain(again) == plain(found) and not mixed.bad_lines.total
     with pytest.raises(ValueError, match="token ids of another tokenizer"):
         documents(random_target(family="gpt_oss", vocab_size=300)(), out)
     (out / "report.json").unlink()

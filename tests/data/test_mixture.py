@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from collections import Counter
 from functools import partial
 from itertools import islice
@@ -84,6 +85,8 @@ def test_documents_of_all_shapes(folder, tokenizer):
     assert kinds["many"] > kinds["chats"] > kinds["few"] > 20
     sampled = {tokenizer.decode(d.ids[d.supervised].tolist()) for d in documents if "few" in d.origin}
     assert "<|channel|>final<|message|>bb0<|return|>" in sampled
+    sent = pickle.loads(pickle.dumps(opened(folder, tokenizer)))  # as a spawned worker gets it
+    assert [d.origin for d in islice(sent(), 20)] == [d.origin for d in documents[:20]]
     questions = list(recipe(folder).questions(Reading(tokenizer, ()), max_tokens=None, count=50))
     assert len(questions) == 50 and {q.kind for q in questions} == {"chat", "completion"}
     with pytest.raises(ValueError, match="count=null: a mixture has no end"):
