@@ -16,8 +16,7 @@ from typing import Any
 
 from dflash.check_bounds import BOUNDS, CHOICES, PRETRAINING
 from dflash.check_data import data_findings
-from dflash.draft.layout import full_layout
-from dflash.draft.shape import shape_draft
+from dflash.check_draft import find_draft
 from dflash.hub.against import folder_findings
 from dflash.hub.folder import is_draft_folder
 
@@ -53,7 +52,7 @@ def find(config: Mapping, *, build: Callable[[Any, str], Any]) -> list[str]:
     known, more = _target(config)
     findings += more
     if "draft" in config:
-        findings += _draft(config, known, build, findings)
+        findings += find_draft(config, known.dims, build, findings)
         findings += _mask_token(known)
         findings += _training(config)
     findings += [*data_findings(config), *_lengths(config, known)]
@@ -95,12 +94,13 @@ def _paths(config: Mapping) -> Iterator[str]:
         yield f"{key}={path}: does not exist (looked from {os.getcwd()}); give a path that does"
     if config.get("resume") not in (None, "auto") and not Path(config["resume"]).exists():
         yield f"resume={config['resume']}: does not exist; give a run folder, a checkpoint file, or resume=auto"
-    checkpoint = config.get("checkpoint")
-    if checkpoint not in (None, "latest") and not Path(checkpoint).exists():
-        yield (
-            f"checkpoint={checkpoint}: does not exist; give a run folder or a checkpoint file of train.py, a draft "
-            "folder, or latest"
-        )
+    for key in ("checkpoint", "init_from"):
+        path = config.get(key)
+        if path not in (None, "latest") and not Path(path).exists():
+            yield (
+                f"{key}={path}: does not exist; give a run folder or a checkpoint file of train.py, a draft folder, or "
+                "latest"
+            )
 
 
 def _draft_folder(config: Mapping, known: Knowns) -> list[str]:
@@ -151,40 +151,6 @@ def _dims_of(values: Mapping) -> tuple[SimpleNamespace, tuple[int, ...]]:
         attention_bias=bool(values.get("attention_bias", False)),
     )
     return dims, tuple(stop if isinstance(stop, list) else [] if stop is None else [stop])
-
-
-def _draft(config: Mapping, known: Knowns, build: Callable[[Any, str], Any], said: list[str]) -> list[str]:
-    """What the draft's own shape function says, to each of its values apart, so that none hides another."""
-    draft, findings, rules = config["draft"], [], {}
-    for name in ("taps", "layout"):
-        if "???" in draft[name].values() or any(finding.startswith(f"draft.{name}.") for finding in said):
-            continue  # its values have a finding already
-        try:
-            rules[name] = build(draft[name], f"draft.{name}")
-        except ValueError as error:
-            findings.append(str(error))
-    if known.dims is None:
-        return findings
-    sound = {
-        "depth": 1,
-        "block_size": 8,
-        "mask_token_id": 0,
-        "taps": lambda num_layers: (0,),
-        "layout": full_layout(),
-    }
-    options = {k: v for k, v in draft.items() if k not in ("_target_", "_partial_", "taps", "layout")}
-    heads = {k: options.pop(k, None) for k in ("num_heads", "num_kv_heads")}
-    for change in [*({k: v} for k, v in {**options, **rules}.items()), heads]:
-        try:
-            shape_draft(known.dims, **{**sound, **change})
-        except ValueError as error:
-            findings.append(str(error))
-        except TypeError:
-            pairs = ", ".join(f"draft.{key}={value}" for key, value in change.items() if key not in rules)
-            findings.append(
-                f"{pairs or 'draft.taps'}: not a key and value that a draft takes; see --cfg job for those there are"
-            )
-    return findings
 
 
 def _mask_token(known: Knowns) -> Iterator[str]:

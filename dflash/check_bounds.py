@@ -74,7 +74,11 @@ BOUNDS = _COMMON | {
     "draft.num_kv_heads": Bound(1, "null"),
     "draft.head_dim": Bound(2, "null"),
     "draft.taps.count": Bound(1, 3),
+    "draft.head.rank": Bound(1, 256, whole=True),
+    "draft.head.state_size": Bound(1, 1024, whole=True),
+    "draft.head.top_k": Bound(1, 16, whole=True),
     "draft.layout.window": Bound(1, 2048),
+    "objective.heads.base_share": Bound(0, 0.0, high=1),
     "objective.weighting.alpha": Bound(0, 0.5, high=1),
     "objective.weighting.gamma": Bound(0, 4.0, above=True),
     "objective.weighting.inner.alpha": Bound(0, 0.5, high=1),
@@ -145,7 +149,7 @@ CHOICES = {
 _CUTS = ("top_k", "top_p", "min_p")
 _BUDGET = ("memory_gib", "matmul_tflops", "bandwidth_gb_s")
 NULLABLE = (
-    *("clip", "count", "max_tokens", "block_size", "resume", "gamma", "experts", "name", "revision"),
+    *("clip", "count", "max_tokens", "block_size", "resume", "init_from", "gamma", "experts", "name", "revision"),
     *_CUTS,
     *_BUDGET,
 )

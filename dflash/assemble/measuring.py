@@ -109,5 +109,6 @@ def describe_target(loaded: LoadedTarget) -> dict:
 
 
 def describe_draft(draft: Draft) -> dict:
-    """The report's section on the draft: its shape and size."""
-    return {**draft.shape.to_dict(), "num_parameters": draft.num_parameters}
+    """The report's section on the draft: its shape and size, and how much of it is a head."""
+    sizes = {"num_parameters": draft.num_parameters, "num_head_parameters": draft.num_head_parameters}
+    return {**draft.shape.to_dict(), **sizes}

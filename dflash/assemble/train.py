@@ -13,11 +13,13 @@ from dflash.assemble.measuring import describe_draft, describe_target, measure_a
 from dflash.assemble.parts import build_parts, members, ready_device
 from dflash.assemble.plan import plan_run
 from dflash.assemble.run import Phases, bar, origin, point_latest
-from dflash.compose import Run, write_config
+from dflash.compose import Run, resolve_checkpoint, write_config
 from dflash.data.modules import DistillationDataModule
 from dflash.data.prompts import Prompt
+from dflash.draft.adopt import adopt
 from dflash.evaluation.report import write_report
 from dflash.evaluation.tables import console_report
+from dflash.hub.source import find_source
 from dflash.objective.objective import Objective
 from dflash.target.load import LoadedTarget
 from dflash.target.target import Target
@@ -123,6 +125,9 @@ def train_parts(settings: dict) -> dict[str, Any]:
 def make_module(settings: dict, parts: dict, loaded: LoadedTarget) -> DistillationModule:
     module = untied_module(settings, parts, loaded.target, mask_token_id=loaded.mask_token_id)
     module.contract = make_contract(loaded, module.draft.shape)
+    if settings["init_from"] is not None:
+        start = resolve_checkpoint(settings["init_from"], settings["paths"]["outputs"])
+        adopt(module.draft, find_source(start).load(loaded)[0])
     return module
 
 

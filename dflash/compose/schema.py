@@ -24,6 +24,7 @@ class TrainSchema:
     eval_every: int = 1
     checkpoint_every: int = 1
     resume: str | None = None
+    init_from: str | None = None
     measure_untrained: bool = True
     plan: bool = False
     device: str = "cpu"

@@ -16,10 +16,12 @@ KEY_ORDER = (
     *("job", "status", "error", "command", "seed", "machine", "threads", "git_commit", "versions", "seconds", "python"),
     *("step", "label", "name", "family", "block_size", "batch_size", "temperature", "num_prompts", "max_new_tokens"),
     *("cuts", "verifier", "acceptance", "proposals", "speed", "lossless", "chain_walk", "divergence", "num_documents"),
+    *("proposing", "draft_seconds", "head_seconds"),
     *("mean", "mean_interval", "low", "high", "median", "p90", "mean_of_prompts", "num_rounds", "num_tokens", "loss"),
     *("prefix_survival", "histogram", "ar_tokens_per_second", "speculative_tokens_per_second"),
     *("mean_prompt_speedup", "mean_prompt_speedup_interval", "total_speedup"),
     *("round_cost_ar_steps", "ar_prefill_seconds", "speculative_prefill_seconds", "equal", "total", "num_parameters"),
+    "num_head_parameters",
     *("num_supervised_tokens", "bad_lines", "repeated_4gram_share"),
 )
 _RANK = {key: index for index, key in enumerate(KEY_ORDER)}

@@ -13,7 +13,7 @@ import numpy as np
 from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.decode.decoder import SpeculativeDecoder
 from dflash.decode.sampling import Sampling
-from dflash.decode.verify import Verifier
+from dflash.decode.verify import Verifier, measure_proposing
 from dflash.draft.draft import Draft
 from dflash.evaluation.acceptance import AcceptanceStats, bootstrap_ratio, chain_walk, repeated_ngram_share
 from dflash.evaluation.divergence import divergence
@@ -70,8 +70,18 @@ def measure(
         "verifier": speculative.verifier.name,
         "num_prompts": len(prompts),
         "max_new_tokens": max_new_tokens,
+        "proposing": _proposing(speculative, batch_size=batch_size),
         **_results(speculative, prompts, pairs),
     }
+
+
+def _proposing(decoder: SpeculativeDecoder, *, batch_size: int) -> dict | None:
+    """Seconds of proposing one block as a chain: of the draft's pass, and of its head's walk over the slots."""
+    if not isinstance(decoder.draft, Draft):
+        return None
+    sizes = {"batch_size": batch_size, "block_size": decoder.block_size}
+    draft_seconds, head_seconds = measure_proposing(decoder.target, decoder.draft, **sizes)
+    return {"draft_seconds": draft_seconds, "head_seconds": head_seconds}
 
 
 def _results(decoder: SpeculativeDecoder, prompts: Sequence[Tokens], pairs: list[tuple[Run, Run]]) -> dict:

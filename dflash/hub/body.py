@@ -22,7 +22,13 @@ SLOT = "slot"  # slot at position p sees context >= p - (window - 1): transforme
 
 
 def body_config(shape: DraftShape, facts: TargetFacts, *, dtype: str) -> dict[str, Any]:
-    """The shared keys. Raises ValueError where layers have windows of several widths: the formats hold one."""
+    """The shared keys. Raises ValueError where layers have windows of several widths, for the formats hold one, and for
+    a draft with heads or other variations, which they do not."""
+    if shape.variations:
+        raise ValueError(
+            f"this draft has {', '.join(sorted(shape.variations))}: no format here can hold that, and a server would "
+            "decode without it; export a draft trained without"
+        )
     windows = sorted({window for window in shape.layout if window is not None})
     if len(windows) > 1:
         raise ValueError(f"layout={list(shape.layout)}: formats hold one sliding window, not {windows}; train with one")

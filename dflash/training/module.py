@@ -45,6 +45,12 @@ class DistillationModule(L.LightningModule):
         features: FeatureSource | None = None,
     ):
         super().__init__()
+        head = draft.shape.head
+        if head is not None and head.restricts and objective.heads.base_share != (1.0, 1.0):
+            raise ValueError(
+                f"objective.heads.base_share={list(objective.heads.base_share)}: a {head.name} head gives most tokens "
+                "no probability at all, so no other loss can be taken on its logits; set [1, 1]"
+            )
         self.automatic_optimization = False
         self.target = target  # no nn.Module: stays out of state_dict, .train() and .to()
         self.draft = draft
@@ -84,7 +90,8 @@ class DistillationModule(L.LightningModule):
         """Anchored blocks -> draft -> loss of micro-batch k; what a plan rehearses without weights, too."""
         blocks = self.draw_blocks(k, batch)
         hidden = self.draft(self.target.embed(blocks.input_ids_BAK), features.taps_BSTH, block_geometry(batch, blocks))
-        return self.objective(hidden, blocks, features, self.target)
+        progress = self.global_step / self.steps
+        return self.objective(hidden, blocks, features, self.target, head=self.draft.head, progress=progress)
 
     def draw_blocks(self, k: int, batch: TokenBatch) -> AnchoredBlocks:
         """Anchors of micro-batch k of this rank, from a generator seeded by (seed, k, rank)."""

@@ -18,6 +18,7 @@ from dflash.draft.draft import Draft
 from dflash.draft.layout import full_layout
 from dflash.draft.shape import shape_draft
 from dflash.draft.taps import explicit_taps
+from dflash.objective.heads import HeadLoss
 from dflash.objective.objective import Objective
 from dflash.objective.terms import CrossEntropy
 from dflash.objective.weights import dpace
@@ -71,8 +72,10 @@ def make_setup(
     steps: int = 8,
     depth: int = 1,
     features: FeatureSource | None = None,
+    heads: HeadLoss | None = None,
+    **variations,
 ):
-    """A fresh set-up; equal arguments give equal weights."""
+    """A fresh set-up; equal arguments give equal weights. variations: of the draft, as ``shape_draft`` takes them."""
     target = tiny_target("gpt_oss")
     loaded = LoadedTarget(target, _NoTokenizer(), target.dims.vocab_size - 1, (0,))
     shape = shape_draft(
@@ -82,12 +85,13 @@ def make_setup(
         taps=explicit_taps(layers=TAPS),
         layout=full_layout(),
         mask_token_id=loaded.mask_token_id,
+        **variations,
     )
     torch.manual_seed(0)
     module = DistillationModule(
         target,
         Draft(shape),
-        Objective({"cross_entropy": (1.0, CrossEntropy())}, dpace(), chunk_blocks=16),
+        Objective({"cross_entropy": (1.0, CrossEntropy())}, dpace(), chunk_blocks=16, heads=heads),
         optimizer=partial(adamw, lr=3e-3),
         schedule=cosine,
         steps=steps,
