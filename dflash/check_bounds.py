@@ -108,6 +108,8 @@ BOUNDS = _COMMON | {
     "prompts.max_tokens": Bound(1, "null"),
     "validation.count": Bound(1, "null"),
     "validation.max_tokens": Bound(1, "null"),
+    "baselines.lookup.longest": Bound(1, 3, whole=True),
+    "baselines.lookup.shortest": Bound(1, 1, whole=True),
     "callbacks.acceptance.every": Bound(1, 100),
     "callbacks.acceptance.decode_every": Bound(1, 400),
     "callbacks.acceptance.num_decode": Bound(0, 4),

@@ -6,16 +6,18 @@ from rich.console import Console
 
 from dflash.allocator import keep_freed_memory
 from dflash.assemble.measuring import describe_draft, describe_target, measure_all, new_draft
-from dflash.assemble.parts import build_parts, ready_device
+from dflash.assemble.parts import build_parts, members, members_of, ready_device
 from dflash.assemble.run import Phases, origin
 from dflash.assemble.train import TRAINED, UNTRAINED, plain_settings, publish
 from dflash.compose import Run, resolve_checkpoint, write_config
+from dflash.decode.proposer import Proposer
 from dflash.hub.source import find_source
 
 
 def evaluate(settings: dict, run: Run) -> float:
     """Decode the prompts with and without the checkpoint's draft; the mean acceptance length."""
-    parts = build_parts(settings, {"target": None, "prompts": None, "decoding.verifier": object})
+    kinds = {"target": None, "prompts": None, "decoding.verifier": object}
+    parts = build_parts(settings, kinds | members(settings, "baselines", Proposer))
     ready_device(settings["device"])
     source = find_source(resolve_checkpoint(settings["checkpoint"], settings["paths"]["outputs"]))
     if settings["device"] == "cpu":
@@ -29,7 +31,7 @@ def evaluate(settings: dict, run: Run) -> float:
         drafts = {TRAINED: draft}
         if settings["measure_untrained"]:
             fresh = new_draft(draft.shape, seed=settings["seed"])
-            drafts[UNTRAINED] = fresh.to(loaded.target.device).eval()
+            drafts = {UNTRAINED: fresh.to(loaded.target.device).eval(), **drafts}
     for note in notes:
         console.print(f"note: {note}", soft_wrap=True)
     with phases("measure"):
@@ -38,6 +40,7 @@ def evaluate(settings: dict, run: Run) -> float:
             drafts,
             prompts,
             decoding=settings["decoding"],
+            baselines=members_of(parts, "baselines"),
             verifier=parts["decoding.verifier"],
             block_size=settings["block_size"],
             console=console,

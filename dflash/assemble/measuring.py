@@ -9,8 +9,9 @@ from rich.console import Console
 
 from dflash.assemble.run import bar
 from dflash.data.prompts import Prompt
+from dflash.decode.proposer import Proposer
 from dflash.decode.sampling import Sampling
-from dflash.decode.verify import Verifier
+from dflash.decode.verify import Match, Verifier
 from dflash.draft.draft import Draft
 from dflash.draft.shape import DraftShape
 from dflash.evaluation.measure import measure
@@ -42,20 +43,24 @@ def measure_all(
     prompts: Sequence[Prompt],
     *,
     decoding: Mapping,
+    baselines: Sequence[Proposer],
     verifier: Verifier,
     block_size: int | None,
     console: Console,
 ) -> list[dict]:
-    """One measurement per condition and draft (label -> draft).
+    """One measurement per condition and draft (label -> draft), and per condition and baseline.
 
     The last draft, the one in question, is measured under every condition; those beside it under the last one at the
-    first temperature only, where a slow draft costs least.
+    first temperature only, where a slow draft costs least. Baselines propose blocks as long as that draft's, as chains.
     """
     ids = [list(prompt.ids) for prompt in prompts]
     limit, measurements = decoding["max_new_tokens"], []
+    longest = block_size if block_size is not None else list(drafts.values())[-1].shape.block_size
     for batch_size, temperature in conditions(decoding):
         once = (batch_size, temperature) == (decoding["batch_sizes"][-1], decoding["temperatures"][0])
-        for label, draft in list(drafts.items())[0 if once else -1 :]:
+        contenders = [(label, draft, verifier) for label, draft in list(drafts.items())[0 if once else -1 :]]
+        contenders += [(baseline.label, baseline, Match()) for baseline in baselines]
+        for label, draft, judge in contenders:
             what = f"decode, {label}, batch {batch_size}, T={temperature:g}"
             with bar(console, what, unit="tokens") as advance:
                 done = _Counter(2 * limit * len(ids), advance)
@@ -65,10 +70,10 @@ def measure_all(
                         draft,
                         ids,
                         label=label,
-                        block_size=block_size,
+                        block_size=longest if isinstance(draft, Proposer) else block_size,
                         batch_size=batch_size,
                         sampling=sampling_of(decoding, temperature),
-                        verifier=verifier,
+                        verifier=judge,
                         max_new_tokens=limit,
                         stop_token_ids=loaded.stop_token_ids,
                         on_tokens=done.add,

@@ -33,6 +33,11 @@ def members(settings: Mapping, group: str, kind: type | None = None) -> dict[str
     return {f"{group}.{name}": kind for name in select(settings, group) or {}}
 
 
+def members_of(parts: Mapping[str, Any], group: str) -> list[Any]:
+    """The parts of a group that holds several objects, those set to null left out."""
+    return [part for key, part in parts.items() if key.startswith(f"{group}.") and part is not None]
+
+
 def ready_device(device: str) -> None:
     """Make this process's GPU the current one. Raises ValueError where ``device`` is cuda and there is none."""
     if device != "cuda":

@@ -10,12 +10,13 @@ from rich.console import Console
 from dflash.allocator import keep_freed_memory
 from dflash.assemble.data import DataRecipe
 from dflash.assemble.measuring import describe_draft, describe_target, measure_all, new_draft
-from dflash.assemble.parts import build_parts, members, ready_device
+from dflash.assemble.parts import build_parts, members, members_of, ready_device
 from dflash.assemble.plan import plan_run
 from dflash.assemble.run import Phases, bar, origin, point_latest
 from dflash.compose import Run, resolve_checkpoint, write_config
 from dflash.data.modules import DistillationDataModule
 from dflash.data.prompts import Prompt
+from dflash.decode.proposer import Proposer
 from dflash.draft.adopt import adopt
 from dflash.evaluation.report import write_report
 from dflash.evaluation.tables import console_report
@@ -73,6 +74,7 @@ def distil(settings: dict, run: Run) -> float | None:
             drafts,
             prompts,
             decoding=settings["decoding"],
+            baselines=members_of(parts, "baselines"),
             verifier=parts["decoding.verifier"],
             block_size=settings["block_size"],
             console=console,
@@ -119,7 +121,8 @@ def train_parts(settings: dict) -> dict[str, Any]:
         "attention": object,
         "features": object,
     }
-    return build_parts(settings, kinds | callbacks | dict(sorted(others)) | members(settings, "logger"))
+    several = members(settings, "logger") | members(settings, "baselines", Proposer)
+    return build_parts(settings, kinds | callbacks | dict(sorted(others)) | several)
 
 
 def make_module(settings: dict, parts: dict, loaded: LoadedTarget) -> DistillationModule:
@@ -173,7 +176,7 @@ def make_callbacks(parts: dict, loaded: LoadedTarget, validation: list[Prompt], 
 
 def loggers_of(parts: dict) -> list:
     """The logger factories among the parts."""
-    return [part for key, part in parts.items() if key.startswith("logger.") and part is not None]
+    return members_of(parts, "logger")
 
 
 def _drafts(settings: dict, module: DistillationModule, loaded: LoadedTarget, folder: Path):

@@ -44,6 +44,7 @@ class TrainSchema:
     prompts: Any = None
     validation: Any = None
     decoding: Any = None
+    baselines: Any = None
     paths: Any = None
 
 
@@ -61,6 +62,7 @@ class EvaluateSchema:
     target_facts: Any = None
     prompts: Any = None
     decoding: Any = None
+    baselines: Any = None
     paths: Any = None
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.decode.decoder import SpeculativeDecoder
+from dflash.decode.proposer import Proposer
 from dflash.decode.sampling import Sampling
 from dflash.decode.verify import Verifier, measure_proposing
 from dflash.draft.draft import Draft
@@ -27,7 +28,7 @@ Run = tuple[list[DecodeTrace], DecodeTiming]
 
 def measure(
     target: Target,
-    draft: Draft,
+    draft: Draft | Proposer,
     prompts: Sequence[Tokens],
     *,
     label: str,
@@ -40,13 +41,14 @@ def measure(
     warm_up: bool = True,
     on_tokens: Callable[[int], None] | None = None,
 ) -> dict:
-    """One entry of a report's ``measurements``: acceptance, speed, losslessness, chain walk (greedy only),
-    divergence (greedy and below fp32 only).
+    """One entry of a report's ``measurements``: acceptance, speed, losslessness, chain walk (of a draft, greedy only),
+    divergence (greedy and below fp32 only). ``draft``: or what proposes in its place.
 
     Decodes len(prompts) prompts twice. ``on_tokens`` is called with the number of tokens each round emitted.
     """
     sampling = sampling if sampling is not None else Sampling()
-    draft.eval()
+    if not isinstance(draft, Proposer):
+        draft.eval()
     speculative = SpeculativeDecoder(target, draft, block_size=block_size, sampling=sampling, verifier=verifier)
     baseline = AutoregressiveDecoder(target, sampling=sampling)
     limits = {"max_new_tokens": max_new_tokens, "stop_token_ids": stop_token_ids}
@@ -102,7 +104,7 @@ def _results(decoder: SpeculativeDecoder, prompts: Sequence[Tokens], pairs: list
     }
     if sampling.greedy:
         result["divergence"] = divergence(decoder.target, prompts, own, ours, block_size=block_size)
-    if sampling.greedy and decoder.verifier.whole_chain:
+    if sampling.greedy and decoder.verifier.whole_chain and not isinstance(decoder.draft, Proposer):
         continuations = [trace.tokens for trace in own]
         walked = chain_walk(decoder.target, decoder.draft, prompts, continuations, block_size=block_size)
         agree = [w == trace.lengths for w, trace in zip(walked, ours, strict=True)]

@@ -89,7 +89,8 @@ class DistillationModule(L.LightningModule):
     def loss_terms(self, k: int, batch: TokenBatch, features: TargetFeatures) -> LossTerms:
         """Anchored blocks -> draft -> loss of micro-batch k; what a plan rehearses without weights, too."""
         blocks = self.draw_blocks(k, batch)
-        hidden = self.draft(self.target.embed(blocks.input_ids_BAK), features.taps_BSTH, block_geometry(batch, blocks))
+        inputs = self.target.embed(self.draft.inputs(blocks))
+        hidden = self.draft(inputs, features.taps_BSTH, block_geometry(batch, blocks))
         progress = self.global_step / self.steps
         return self.objective(hidden, blocks, features, self.target, head=self.draft.head, progress=progress)
 

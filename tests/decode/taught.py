@@ -28,7 +28,7 @@ def teach(
     blocks = make_blocks(batch, index, valid, block_size=block_size, mask_token_id=draft.shape.mask_token_id)
     geometry = block_geometry(batch, blocks)
     features = target.features(batch, draft.shape.taps)
-    noise = target.embed(blocks.input_ids_BAK)
+    noise = target.embed(draft.inputs(blocks))
     objective = Objective({"cross_entropy": (1.0, CrossEntropy())}, uniform(), chunk_blocks=1000)
     optimizer = torch.optim.AdamW(draft.parameters(), lr=learning_rate, weight_decay=0.0)
     for _ in range(steps):

@@ -14,6 +14,7 @@ from dflash.decode.rows import clock
 from dflash.draft.draft import Draft
 from dflash.draft.heads.slots import make_slots
 from dflash.draft.session import DraftSession
+from dflash.draft.stepping import SteppedSlots
 from dflash.target.session import TargetSession
 from dflash.target.target import Target
 
@@ -94,6 +95,16 @@ def _opened(target: Target, draft: Draft, *, batch_size: int, room: int) -> tupl
 def _proposing(
     target: Target, draft: Draft, drafting: DraftSession, anchor_B1: Tensor, *, block_size: int
 ) -> tuple[float, float]:
+    def choose(logits_BNV: Tensor, part: slice) -> Tensor:
+        return logits_BNV.argmax(-1)
+
+    if draft.shape.left_to_right and block_size > 1:  # all of its walk is the draft's own passes
+
+        def logits(hidden_B1H: Tensor) -> Tensor:
+            return target.logits(hidden_B1H.to(target.dtype))
+
+        stepped = SteppedSlots(drafting, anchor_B1[:, 0], block_size - 1, target.embed, logits)
+        return _seconds(lambda: stepped.walk(choose), target.device), 0.0
     noise_BKH = target.embed(anchor_B1.expand(-1, block_size))
 
     def states() -> tuple[Tensor, Tensor]:
@@ -101,7 +112,7 @@ def _proposing(
         return target.logits(hidden_BDH.to(target.dtype)), hidden_BDH
 
     slots = make_slots(draft.head, *states(), anchor_B1[:, 0], target.embed)
-    walk_seconds = _seconds(lambda: slots.walk(lambda logits_BNV, part: logits_BNV.argmax(-1)), target.device)
+    walk_seconds = _seconds(lambda: slots.walk(choose), target.device)
     return _seconds(states, target.device), walk_seconds
 
 
