@@ -17,6 +17,7 @@ from typing import Any
 from dflash.check_bounds import BOUNDS, CHOICES, PRETRAINING
 from dflash.check_data import data_findings
 from dflash.check_draft import find_draft
+from dflash.check_trainer import find_trainer
 from dflash.hub.against import folder_findings
 from dflash.hub.folder import is_draft_folder
 
@@ -55,6 +56,7 @@ def find(config: Mapping, *, build: Callable[[Any, str], Any]) -> list[str]:
         findings += find_draft(config, known.dims, build, findings)
         findings += _mask_token(known)
         findings += _training(config)
+        findings += find_trainer(config)
     findings += [*data_findings(config), *_lengths(config, known)]
     said = {finding.partition(": ")[0]: finding for finding in reversed(findings)}  # one finding for one value
     return [finding for finding in dict.fromkeys(findings) if finding in said.values()] + _draft_folder(config, known)

@@ -136,6 +136,7 @@ PRETRAINING = {
 }
 CHOICES = {
     "device": ("cpu", "cuda"),
+    "compile": ("inductor", "aot_eager", "eager"),
     "target.dtype": ("float32", "bfloat16", "float16"),
     "objective.labels": ("data", "target"),
     "objective.normalise": ("weights", "tokens", "blocks", "sequences"),
@@ -151,6 +152,7 @@ CHOICES = {
 _CUTS = ("top_k", "top_p", "min_p")
 _BUDGET = ("memory_gib", "matmul_tflops", "bandwidth_gb_s")
 NULLABLE = (
+    "compile",
     *("clip", "count", "max_tokens", "block_size", "resume", "init_from", "gamma", "experts", "name", "revision"),
     *_CUTS,
     *_BUDGET,

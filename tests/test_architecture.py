@@ -24,7 +24,7 @@ LEVELS = (
     ("evaluation",),
     ("training",),
     ("hub",),
-    ("check_bounds", "check_data", "check_draft"),
+    ("check_bounds", "check_trainer", "check_data", "check_draft"),
     ("check",),
     ("compose", "plan"),
     ("assemble",),

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from dflash.allocator import keep_freed_memory
+from dflash.assemble.compute import announce_compute
 from dflash.assemble.data import DataRecipe
 from dflash.assemble.measuring import describe_draft, describe_target, measure_all, new_draft
 from dflash.assemble.parts import build_parts, members, members_of, ready_device
@@ -59,6 +60,7 @@ def distil(settings: dict, run: Run) -> float | None:
         loggers=open_loggers(loggers_of(parts), config=settings, folder=run.folder),
         folder=run.folder,
     )
+    compute = announce_compute(settings, parts["attention"], trainer, loaded.target, console)
     with phases("train"):
         try:
             fit(trainer, module, data, resume=resume)
@@ -89,7 +91,7 @@ def distil(settings: dict, run: Run) -> float | None:
         "target": describe_target(loaded),
         "draft": describe_draft(drafts[TRAINED]),
         "data": _describe_data(parts["data"], data),
-        "settings": plain_settings(settings) | {"measured_checkpoint": checkpoint} | run.overrides,
+        "settings": plain_settings(settings) | compute | {"measured_checkpoint": checkpoint} | run.overrides,
         "measurements": measurements,
         "curve": acceptance.curve if acceptance is not None else [],
     }
@@ -128,6 +130,8 @@ def train_parts(settings: dict) -> dict[str, Any]:
 def make_module(settings: dict, parts: dict, loaded: LoadedTarget) -> DistillationModule:
     module = untied_module(settings, parts, loaded.target, mask_token_id=loaded.mask_token_id)
     module.contract = make_contract(loaded, module.draft.shape)
+    if settings["compile"] is not None:
+        module.draft.compile(backend=settings["compile"])  # in place: no weight changes its name
     if settings["init_from"] is not None:
         start = resolve_checkpoint(settings["init_from"], settings["paths"]["outputs"])
         adopt(module.draft, find_source(start).load(loaded)[0])
@@ -140,6 +144,7 @@ def untied_module(settings: dict, parts: dict, target: Target, *, mask_token_id:
     names = ("steps", "num_anchors", "seed", "accumulate", "clip")
     draft = new_draft(shape, seed=settings["seed"])
     draft.attention = parts["attention"]
+    draft.checkpoint_layers = settings["activation_checkpointing"]
     return DistillationModule(
         target,
         draft,

@@ -62,6 +62,13 @@ def launch(main: Callable[[], Any], *, config_name: str) -> int:
             error = listed
         sys.stderr.write(f"{error}\n" if not isinstance(error, HydraException) else f"{first_line(error)}\n")
         return 1
+    except RuntimeError as error:
+        if not str(error).startswith("Unknown plugin class"):  # Hydra's words for a launcher that is not installed
+            raise
+        sys.stderr.write(
+            f"{error}; install the extra that has it: pip install 'dflash-lab[submitit]' (joblib, optuna)\n"
+        )
+        return 1
     return 0
 
 
@@ -107,6 +114,8 @@ def _explain(override: str, error: Exception, config_name: str, good: Sequence[s
     key = key_of(override)
     if is_group(override):
         options = sorted(file.stem for file in (CONF / key).glob("*.yaml"))
+        if override.partition("=")[2] in options:  # an option there is, but not for this script
+            return f"{override}: {first_line(error)}"
         return f"{override}: choose one of {', '.join(options)}"
     config = hydra.compose(config_name, overrides=list(good))
     keys = list(_dotted(config)) + [path.name for path in CONF.iterdir() if path.is_dir()]

@@ -25,6 +25,8 @@ class TrainSchema:
     checkpoint_every: int = 1
     resume: str | None = None
     init_from: str | None = None
+    activation_checkpointing: bool = False
+    compile: str | None = None
     measure_untrained: bool = True
     plan: bool = False
     device: str = "cpu"

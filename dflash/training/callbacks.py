@@ -14,6 +14,7 @@ from dflash.decode.decoder import SpeculativeDecoder
 from dflash.evaluation.acceptance import AcceptanceStats, pack_continuations, walk_features
 from dflash.target.load import LoadedTarget
 from dflash.training.averaging import averaged
+from dflash.training.sharding import gathered
 
 METRIC = "acceptance/mean"
 
@@ -95,9 +96,10 @@ class AcceptanceEval(L.Callback):
         draft.eval()
         exact = torch.autocast(self.loaded.target.device.type, enabled=False)
         with torch.no_grad(), exact, averaged(trainer, module):
-            lists = self._walk(draft)
+            whole = gathered(draft)
+            lists = self._walk(whole)
             if step and step % self.decode_every == 0:
-                self._compare(draft, lists)
+                self._compare(whole, lists)
         draft.train(training)
         self._log(trainer, module, AcceptanceStats(tuple(lists), self._block_size(draft)))
         self.seconds += time.perf_counter() - started

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import nn
 
 from dflash.blocks import draw_anchors, make_blocks, seeded_generator
@@ -15,6 +17,7 @@ from dflash.objective.objective import Objective
 from dflash.target.features import FeatureSource, OnlineFeatures
 from dflash.target.target import Target
 from dflash.training.checkpoint import CONTRACT_KEY, check_contract
+from dflash.training.sharding import is_sharded, shard, whole
 from dflash.types import AnchoredBlocks, LossTerms, TargetFeatures, TokenBatch
 
 
@@ -73,6 +76,11 @@ class DistillationModule(L.LightningModule):
         """Whether no micro-batch of an unfinished step is held: where checkpoints are exact."""
         return self._micro_batches == 0
 
+    def configure_model(self) -> None:
+        """Under FSDP2 (ModelParallelStrategy) the draft is sharded, once."""
+        if self.device_mesh is not None and not is_sharded(self.draft):
+            shard(self.draft, self.device_mesh["data_parallel"])
+
     def on_fit_start(self):
         self.draft.train()
 
@@ -81,7 +89,8 @@ class DistillationModule(L.LightningModule):
         k, batch = indexed
         features = self.features(self.target, batch, self.draft.shape.taps, with_last=self.objective.needs_target)
         terms = self.loss_terms(k, batch, features)
-        self.manual_backward(terms.numerator)
+        with self._summed_over_ranks(last=self._micro_batches + 1 == self.accumulate):
+            self.manual_backward(terms.numerator)
         self._add(terms)
         if self._micro_batches == self.accumulate:
             self._step()
@@ -101,6 +110,13 @@ class DistillationModule(L.LightningModule):
         shape = self.draft.shape
         return make_blocks(batch, anchors_BA, valid_BA, block_size=shape.block_size, mask_token_id=shape.mask_token_id)
 
+    def _summed_over_ranks(self, *, last: bool):
+        """Ranks of DDP exchange gradients once a step, behind its last micro-batch. Shards do so each time, which
+        spares them the memory of whole gradients."""
+        strategy = self.trainer.strategy
+        waits = not last and isinstance(strategy, ParallelStrategy)
+        return strategy.block_backward_sync() if waits else nullcontext()
+
     def _add(self, terms: LossTerms) -> None:
         self._denominator = self._denominator + terms.denominator.double()
         self._micro_batches += 1
@@ -113,12 +129,12 @@ class DistillationModule(L.LightningModule):
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
         sums = {name: self.trainer.strategy.reduce(pair, reduce_op="sum") for name, pair in self._sums.items()}
         denominator = self.trainer.strategy.reduce(self._denominator, reduce_op="sum")
-        # DDP has averaged the gradients over ranks already; the sum is world times that.
+        # DDP and FSDP have averaged the gradients over ranks already; the sum is world times that.
         scale = (self.trainer.world_size / denominator.clamp_min(1e-12)).item()
         for parameter in self.draft.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(scale)
-        norm = nn.utils.clip_grad_norm_(self.draft.parameters(), self.clip if self.clip else float("inf"))
+        norm = whole(nn.utils.clip_grad_norm_(self.draft.parameters(), self.clip if self.clip else float("inf")))
         if not torch.isfinite(norm):
             raise ValueError(
                 f"step {self.global_step}: the gradient is {norm.item()}; lower optimizer.lr or set "

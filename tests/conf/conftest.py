@@ -15,6 +15,7 @@ from dflash.target.families import gpt_oss_config
 
 # What options need besides their own name.
 NEEDS = {
+    "attention=flex": ["trainer=gpu"],
     "target=local": ["target.path=assets/tiny_gpt_oss"],
     "taps=explicit": ["draft.taps.layers=[1,3]"],
     "data=file": ["data.path=assets/prompts/held_out.jsonl"],
