@@ -106,6 +106,7 @@ class Step:
         with torch.device(device):
             self.draft = Draft(case.shape, attention=ATTENTION[attention_of(case, device)]())
         self.objective = Objective({"cross_entropy": (1.0, CrossEntropy())}, dpace(), chunk_blocks=case.chunk_blocks)
+        self.draft.checkpoint_layers = checkpoint_layers
         self.optimizer = adamw(self.draft)
         if compile:
             self.draft.compile()

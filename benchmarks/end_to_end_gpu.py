@@ -16,6 +16,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ FULL = Plan(
         "num_kv_heads": 2,
     },
     vocab_size=16384,
-    corpus_mebibytes=64,
+    corpus_mebibytes=32,
     pretrain_rows=64,
     pretrain_length=512,
     max_pretrain_steps=6000,
@@ -113,9 +114,13 @@ SMALL = Plan(
 )  # fmt: skip
 
 
-def run(plan: Plan, *, minutes: float, dtype: str, folder: Path, console: Console) -> dict[str, Any]:
-    """All phases; what is kept as JSON."""
-    shop = Workshop(plan, folder=folder, dtype=dtype, seconds=60 * minutes, quiet=plan is SMALL)
+def run(
+    plan: Plan, *, minutes: float, dtype: str, folder: Path, console: Console, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """All phases; what is kept as JSON. overrides: of train.py, for the draft."""
+    shop = Workshop(
+        plan, folder=folder, dtype=dtype, seconds=60 * minutes, quiet=plan is SMALL, overrides=tuple(overrides)
+    )
     started = time.perf_counter()
     corpus = shop.gather()
     target = shop.pretrain()
@@ -130,6 +135,7 @@ def run(plan: Plan, *, minutes: float, dtype: str, folder: Path, console: Consol
         "shares": SHARES,
         "seconds": {**shop.seconds, "in all": time.perf_counter() - started},
         "dtype": dtype,
+        "overrides": list(overrides),
         "plan": asdict(plan),
         "corpus": corpus,
         "target": target,
@@ -187,6 +193,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="of the target (%(default)s)"
     )
+    parser.add_argument(
+        "--override", nargs="+", default=[], metavar="KEY=VALUE",
+        help="of train.py, for the draft: attention=two_pieces target.experts=eager optimizer.lr=1e-3",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/end_to_end_gpu"), help="(%(default)s)")
     return parser.parse_args(arguments)
 
@@ -201,7 +211,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     work = options.out / "work"
     shutil.rmtree(work, ignore_errors=True)  # an earlier run's responses and checkpoints are not this one's
-    result = run(plan, minutes=options.minutes, dtype=options.dtype, folder=work, console=console)
+    result = run(
+        plan, minutes=options.minutes, dtype=options.dtype, folder=work, console=console, overrides=options.override
+    )
     keep(json.loads(json.dumps(result)), picture(result), folder=options.out, name="end_to_end_gpu")
     show(result, console)
     return 0

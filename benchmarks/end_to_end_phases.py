@@ -27,7 +27,7 @@ from dflash.types import TokenBatch
 if TYPE_CHECKING:
     from end_to_end_gpu import Plan
 
-SHARES = {"pre-training": 0.36, "regeneration": 0.08, "distillation": 0.2}  # of the time; the rest is for measuring
+SHARES = {"pre-training": 0.33, "regeneration": 0.08, "distillation": 0.18}  # of the time; the rest is for measuring
 SAFETY = 0.8  # of a share is planned for: starts, validation and checkpoints take the rest
 TEMPERATURES = (0.0, 1.0)
 TRIAL_STEPS = (3, 13)  # the first compiles what is to be compiled; their difference gives the rate
@@ -41,12 +41,15 @@ def steps_that_fit(seconds_per_step: float, *, seconds: float, most: int) -> int
 class Workshop:
     """Runs the phases in one folder. seconds: of each phase so far, by name."""
 
-    def __init__(self, plan: Plan, *, folder: Path, dtype: str, seconds: float, quiet: bool):
+    def __init__(
+        self, plan: Plan, *, folder: Path, dtype: str, seconds: float, quiet: bool, overrides: tuple[str, ...] = ()
+    ):
         self.plan = plan
         self.folder = folder.resolve()
         self.dtype = dtype
         self.allowed = {name: share * seconds for name, share in SHARES.items()}
         self.quiet = ["callbacks=quiet"] if quiet else []
+        self.overrides = overrides
         self.seconds: dict[str, float] = {}
         self.step_seconds: dict[int, float] = {}  # of the loop, by the number of new tokens
         self.target = self.folder / "target" / "target"
@@ -180,7 +183,7 @@ class Workshop:
             f"paths.cache={self.folder / 'responses'}", f"prompts.path={prompts / 'held_out.jsonl'}",
             f"validation.path={prompts / 'validation.jsonl'}", f"validation.count={plan.validation_prompts}",
             "prompts.count=2", "measure_untrained=false", "decoding.max_new_tokens=8", "decoding.batch_sizes=[1]",
-            "decoding.temperatures=[0.0]",
+            "decoding.temperatures=[0.0]", *self.overrides,
         ]  # fmt: skip
 
     def _task(self, name: str, *overrides: str) -> float:

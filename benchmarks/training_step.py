@@ -133,6 +133,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--vocabularies", type=int, nargs="*")
     parser.add_argument("--depth", type=int, help="layers; default: the shape's")
     parser.add_argument("--attention", choices=ATTENTION, help="default: flex on a GPU, dense on a CPU")
+    parser.add_argument("--compile", action="store_true", help="the draft by torch.compile, as compile=inductor does")
+    parser.add_argument("--checkpoint-layers", action="store_true", help="as activation_checkpointing=true does")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("outputs/benchmarks/training_step"), help="(%(default)s)")
     return parser.parse_args(arguments)
@@ -152,11 +154,12 @@ def main(arguments: list[str] | None = None) -> int:
         "vocab_size": options.vocabularies,
     }  # fmt: skip
     varied = {key: VARIED[options.shape][key] if values is None else values for key, values in given.items()}
+    computed = {"compile": options.compile, "checkpoint_layers": options.checkpoint_layers}
     rows = []
     for case in cases(base, varied):
         console.print(f"{case.length} tokens, {case.anchors} anchors, block {case.block_size}, {case.vocab_size} words")
-        rows.append(on_device(options.device, measure, case, options.device, options.repeats, {}))
-    result = {"machine": machine(options.device), "shape": options.shape, "goal_share": GOAL, "rows": rows}
+        rows.append(on_device(options.device, measure, case, options.device, options.repeats, computed))
+    result = {"machine": machine(options.device), "shape": options.shape, "goal_share": GOAL, **computed, "rows": rows}
     keep(result, picture(result), folder=options.out, name="training_step")
     show(result, console)
     return 0
