@@ -46,6 +46,8 @@ HOW_TO_READ = """\
 * **Proposals a round**: tokens besides the anchor in the target's pass: the slots of a chain, the nodes of a tree.
   **Expected** acceptance is what the draft's own probabilities promised for them, **realised** what the same rounds
   gained (without each prompt's last round, which may be cut): expected above realised is a draft too sure of itself.
+* **Prompt lookup**, where it was measured: no draft at all; what followed the last time the text ended as it ends now
+  is proposed, and verified in the same way.
 * **AR**: plain autoregressive decoding of the same prompts with the same target and cache, one token per pass.
 * **Speedup**: time of AR decoding / time of speculative decoding, prompt processing (prefill) left out, as the mean of
   the prompts' own ratios (with 95 % interval) and over all tokens together. Below 1 speculation slows things down.
