@@ -6,7 +6,7 @@ through transformers' cache interface.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -72,6 +72,21 @@ class SlotCache(Cache):
         self.capacity = capacity
         self.slots_BQ: Tensor | None = None
         self.num_used = 0
+
+    @classmethod
+    def over(cls, buffers: Sequence[Tensor], slots_BQ: Tensor) -> SlotCache:
+        """A cache of the keys and values that ``buffers`` gave, for one update at ``slots_BQ`` that sees all slots."""
+        cache = cls(num_layers=len(buffers) // 2, capacity=buffers[0].shape[2])
+        for layer, keys, values in zip(cache.layers, buffers[::2], buffers[1::2], strict=True):
+            layer.keys, layer.values, layer.is_initialized = keys, values, True
+        cache.write_at(slots_BQ, num_used=cache.capacity)
+        return cache
+
+    def buffers(self, num_used: int) -> list[Tensor] | None:
+        """Keys and values of every layer in turn, their first ``num_used`` slots; None before the first update."""
+        if not all(layer.is_initialized for layer in self.layers):
+            return None
+        return [buffer[:, :, :num_used] for layer in self.layers for buffer in (layer.keys, layer.values)]
 
     def write_at(self, slots_BQ: Tensor, *, num_used: int) -> None:
         """The next update writes at ``slots_BQ`` and sees slots 0 .. num_used - 1."""

@@ -59,14 +59,16 @@ def local_target(
     revision: str | None = None,
     attention: str = "eager",
     experts: str | None = None,
+    replay: bool = False,
 ) -> Loader:
     """A causal language model and its tokenizer from a folder or a hub id.
 
     mask_token_id: default the tokenizer's own mask token. attention, experts: transformers' implementation names
     (experts matters for mixtures only), or attention "fused", ours for inference with sinks (``target.attention``).
+    replay: replay decoding steps from recordings on a CPU (``dflash.replay``); elsewhere they run eagerly.
     Raises ValueError, when called, for anything that cannot be loaded.
     """
-    return _Local(path, dtype, device, mask_token_id, revision, attention, experts)
+    return _Local(path, dtype, device, mask_token_id, revision, attention, experts, replay)
 
 
 def random_target(
@@ -89,11 +91,10 @@ class _Local:
     revision: str | None
     attention: str
     experts: str | None
+    replay: bool
 
     def __call__(self) -> LoadedTarget:
-        return _load(
-            self.path, self.dtype, self.device, self.mask_token_id, self.revision, self.attention, self.experts
-        )
+        return _load(self)
 
     def outline(self, facts: Mapping[str, Any], fake: AbstractContextManager) -> Target:
         config = configuration(self.path, facts=facts, revision=self.revision)
@@ -130,29 +131,29 @@ def read_dims(path: str | Path) -> TargetDims:
     return dims_of(AutoConfig.from_pretrained(path).get_text_config())
 
 
-def _load(
-    path: str, dtype: str, device: str, mask_token_id: int | None, revision: str | None, attention: str, experts
-) -> LoadedTarget:
+def _load(local: _Local) -> LoadedTarget:
+    path, device = local.path, local.device
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(
             f"target.device={device!r}: no CUDA GPU is visible here; use a GPU machine or target.device=cpu"
         )
-    options: dict[str, Any] = {"revision": revision} if revision else {}
-    if attention == FUSED:
+    options: dict[str, Any] = {"revision": local.revision} if local.revision else {}
+    if local.attention == FUSED:
         register_fused()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, dtype), attn_implementation=attention, **options
+            path, dtype=getattr(torch, local.dtype), attn_implementation=local.attention, **options
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(
             f"target.path={path!r} cannot be loaded ({reason}); give a model folder, or connect to the model hub"
         ) from error
-    if experts is not None:
-        model.set_experts_implementation(experts)
-    return _loaded(Target(model.to(device), name=str(path).rstrip("/")), tokenizer, mask_token_id)
+    if local.experts is not None:
+        model.set_experts_implementation(local.experts)
+    target = Target(model.to(device), name=str(path).rstrip("/"), replay=local.replay)
+    return _loaded(target, tokenizer, local.mask_token_id)
 
 
 def _loaded(target: Target, tokenizer: PreTrainedTokenizerBase, mask_token_id: int | None) -> LoadedTarget:

@@ -17,6 +17,8 @@ from dflash.target.masks import additive, tree_over_slots
 from dflash.target.recurrent import Recurrence
 from dflash.types import Tree
 
+REPLAY_SLOTS = 128
+
 if TYPE_CHECKING:
     from dflash.target.target import Target
 
@@ -30,7 +32,9 @@ class TargetSession:
         self.taps = taps
         recurrent = target.plan.recurrent
         self.cache = SlotCache(
-            num_layers=target.dims.num_layers, capacity=capacity, states=fresh_states(target.config, recurrent)
+            num_layers=target.dims.num_layers,
+            capacity=self._in_steps(capacity),
+            states=fresh_states(target.config, recurrent),
         )
         self.recurrence = Recurrence(self.cache, target.blocks, recurrent)
         self.lengths_B = torch.zeros(batch_size, dtype=torch.long, device=target.device)
@@ -51,12 +55,18 @@ class TargetSession:
         if used > self.capacity:
             raise capacity_error(used, self.capacity)
         slots_BQ = as_slots(self.lengths_B, Q)
+        used = self._in_steps(used)
         self.cache.write_at(slots_BQ, num_used=used)
         if tree is None:
             positions_BQ, masks = slots_BQ, self._masks(slots_BQ, used)
         else:
             positions_BQ = self.lengths_B[:, None] + tree.depths_BK
             masks = self._tree_masks(slots_BQ, positions_BQ, tree, used)
+        buffers = self.cache.buffers(used) if self.target.replays is not None else None
+        if buffers is not None:
+            return self.target.run_replayed(
+                ids_BQ, positions_BQ, slots_BQ, *(masks[w] for w in self.target.windows), *buffers, taps=self.taps
+            )
         with self.recurrence.advancing(ids_BQ):
             return self.target.run_cached(
                 ids_BQ, positions_BQ=positions_BQ, masks=masks, cache=self.cache, taps=self.taps
@@ -83,6 +93,10 @@ class TargetSession:
         self.recurrence.select(rows)
         self.lengths_B = self.lengths_B[rows]
         self.longest = longest
+
+    def _in_steps(self, count: int) -> int:
+        """``count`` slots, of a replaying target rounded up: recordings are of certain shapes, so few should occur."""
+        return count if self.target.replays is None else -(-count // REPLAY_SLOTS) * REPLAY_SLOTS
 
     def _masks(self, slots_BQ: Tensor, used: int) -> dict[int | None, Tensor]:
         """Additive [B, 1, Q, used] per window: a token sees the slots up to its own, as far back as the window."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from dflash.replay import Replay
 from dflash.target.cache import SlotCache
 from dflash.target.documents import by_document
 from dflash.target.layers import plan_layers
@@ -50,10 +51,11 @@ class Target:
     """A frozen causal language model, in eval mode and its own dtype.
 
     Raises ValueError for architectures whose cache cannot be rolled back or whose logits it cannot reproduce.
-    ``plan``: what its layers keep between passes, and the masks they need.
+    ``plan``: what its layers keep between passes, and the masks they need. replay: whether the steps of its sessions
+    are replayed from recordings once they are worth it (``dflash.replay``), on a CPU and without recurrent layers.
     """
 
-    def __init__(self, model: PreTrainedModel, *, name: str):
+    def __init__(self, model: PreTrainedModel, *, name: str, replay: bool = False):
         config = model.config.get_text_config()
         _check_supported(config, name)
         self.plan = plan_layers(config, name)
@@ -67,6 +69,8 @@ class Target:
         self.lm_head = model.get_output_embeddings()
         self.softcap = config.final_logit_softcapping if _has(config, "final_logit_softcapping") else None
         self.dims = dims_of(config)
+        replays = replay and not self.plan.recurrent and self.device.type == "cpu"
+        self.replays: dict[tuple[int, ...], Replay] | None = {} if replays else None
         if self.plan.recurrent:
             check_rollback(self)
 
@@ -151,6 +155,20 @@ class Target:
     def run_cached(self, ids_BQ: Tensor, *, positions_BQ: Tensor, masks: dict, cache: SlotCache, taps: tuple):
         """One pass over the slot cache; see ``TargetSession.advance``."""
         return self._run(ids_BQ, positions=positions_BQ, masks=masks, cache=cache, taps=taps)
+
+    def run_replayed(self, *tensors: Tensor, taps: tuple[int, ...]):
+        """``run_cached`` as a pass of tensors only: ids_BQ, positions_BQ, slots_BQ, a mask for each of ``windows``, and
+        the buffers of a slot cache."""
+        if taps not in self.replays:
+            self.replays[taps] = Replay(partial(self._replayable, taps), [self.backbone])
+        hidden_BQH, *states = self.replays[taps](*tensors)
+        return hidden_BQH, states[0] if taps else None
+
+    def _replayable(self, taps: tuple[int, ...], ids, positions, slots, *others: Tensor) -> tuple[Tensor, ...]:
+        count = len(self.windows)
+        masks, cache = dict(zip(self.windows, others[:count], strict=True)), SlotCache.over(others[count:], slots)
+        hidden, states = self._run(ids, positions=positions, masks=masks, cache=cache, taps=taps)
+        return (hidden, states) if taps else (hidden,)
 
     def _run(self, ids: Tensor, *, positions: Tensor, masks: dict, cache: SlotCache | None, taps: tuple[int, ...]):
         out = self.backbone(

@@ -1,0 +1,90 @@
+"""Decoding with recorded steps: the tokens, lengths and logits of eager decoding, for every family and verifier."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toys import ATTENTION_FAMILIES, HYBRID_FAMILIES, tiny_draft, tiny_target
+
+from dflash.decode.baseline import AutoregressiveDecoder
+from dflash.decode.decoder import SpeculativeDecoder
+from dflash.decode.verify import DDTree, Match
+from dflash.target.target import Target
+
+PROMPTS = [list(range(1, 1 + length)) for length in (5, 17, 9)]
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch):
+    monkeypatch.setattr("dflash.replay.WARM_UP_CALLS", 2)
+
+
+def replaying(target: Target) -> Target:
+    return Target(target.model, name=target.name, replay=True)
+
+
+@pytest.mark.parametrize("family", [*ATTENTION_FAMILIES, *HYBRID_FAMILIES])
+@pytest.mark.parametrize("verifier", [Match(), DDTree(num_nodes=6)], ids=["chain", "tree"])
+def test_decoding_is_the_same(family, verifier):
+    eager = tiny_target(family)
+    if verifier.needs_tree and eager.plan.recurrent:
+        pytest.skip("no trees over recurrent layers")
+    replayed = replaying(eager)
+    draft = tiny_draft(eager)
+    results = []
+    for target in (eager, replayed):
+        decoder = SpeculativeDecoder(target, draft, verifier=verifier)
+        traces, _ = decoder.generate(PROMPTS, max_new_tokens=24)
+        own, _ = AutoregressiveDecoder(target).generate(PROMPTS, max_new_tokens=24)
+        assert [t.tokens for t in traces] == [t.tokens for t in own]
+        results.append(traces)
+    assert results[0] == results[1]
+    if family in HYBRID_FAMILIES:
+        assert replayed.replays is None
+        return
+    recordings = sum(replay.num_recordings for replay in replayed.replays.values())
+    refusals = {replay.refused for replay in replayed.replays.values()} - {None}
+    assert recordings > 0 and not refusals
+
+
+def test_eager_experts_are_not_recorded():
+    """transformers' loop runs over the experts that were chosen: its control flow depends on values."""
+    eager = tiny_target("gpt_oss")
+    eager.model.set_experts_implementation("eager")
+    target = replaying(eager)
+    traces, _ = AutoregressiveDecoder(target).generate(PROMPTS, max_new_tokens=24)
+    assert traces == AutoregressiveDecoder(eager).generate(PROMPTS, max_new_tokens=24)[0]
+    [replay] = target.replays.values()
+    assert replay.num_recordings == 0
+    assert "control flow may depend on values" in replay.refused
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gpt_oss", "gemma3", "llama"])
+def test_states_are_the_same_bit_for_bit(family):
+    """Against the eager pass over the same rounded number of slots."""
+    eager = tiny_target(family)
+    replayed = replaying(eager)
+    generator = torch.Generator().manual_seed(0)
+    session = replayed.open(2, capacity=120, taps=(1,))
+    other = replaying(eager).open(2, capacity=120, taps=(1,))
+    other.target.replays[(1,)] = _Never(other.target)
+    longest = 0
+    for width in (9, *[4] * 10, *[1] * 10):
+        ids = torch.randint(0, 60, (2, width), generator=generator)
+        states = [s.advance(ids) for s in (session, other)]
+        assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
+        longest += width
+        for s in (session, other):
+            s.keep(torch.full((2,), width), longest=longest)
+    assert replayed.replays[(1,)].num_recordings == 2
+
+
+class _Never:
+    """Always the eager pass."""
+
+    def __init__(self, target: Target):
+        self.target = target
+
+    def __call__(self, *tensors):
+        return self.target._replayable((1,), *tensors)
