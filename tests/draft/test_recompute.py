@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from toys import MASK, packed_batch, tiny_draft, tiny_target
@@ -94,3 +96,23 @@ def test_flex_takes_queries_and_keys_that_autocast_left_in_fp32():
     expected = dense(query, *wide, dense.prepare(geometry, {None})[None])
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), expected, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="flex attention is compiled for a GPU")
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["fp32", "bf16 autocast"])
+def test_compiled_flex_equals_the_dense_form_on_a_gpu(dtype):
+    """What trainer=gpu trains with, in value and gradient; under autocast as training runs it."""
+    small, (noise, taps, geometry) = draft_and_inputs()
+    draft = Draft(replace(small.shape, head_dim=16)).cuda()  # the least that its kernel takes
+    moved = {name: t.cuda() if isinstance(t, torch.Tensor) else t for name, t in vars(geometry).items()}
+    inputs = noise.cuda(), taps.cuda(), type(geometry)(**moved)
+    found = []
+    for attention in (Dense(), Flex()):
+        draft.attention = attention
+        with torch.autocast("cuda", dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            found.append(value_and_gradients(draft, inputs))
+    (dense, dense_gradients, _), (flex, flex_gradients, _) = found
+    share = 2e-4 if dtype is None else 0.05  # of the largest entry
+    torch.testing.assert_close(flex.float(), dense.float(), atol=share * float(dense.abs().max()), rtol=0)
+    for name, value in dense_gradients.items():
+        torch.testing.assert_close(flex_gradients[name], value, atol=share * float(value.abs().max()) + 1e-9, rtol=0)
