@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from toys import MASK, packed_batch
 
-from dflash.blocks import anchor_candidates, draw_anchors, make_blocks, seeded_generator
+from dflash.blocks import (
+    anchor_candidates,
+    chunk_anchors,
+    draw_anchors,
+    make_blocks,
+    random_anchors,
+    seeded_generator,
+)
 from dflash.types import TokenBatch
 
 # Row 0: two documents; row 1: one long one; row 2: one supervised token, too few for any anchor.
@@ -53,6 +60,18 @@ def test_rows_with_too_few_candidates_use_all_of_them():
     for b, row in enumerate(anchor_candidates(batch)):
         assert anchors[b][valid[b]].tolist() == row.nonzero()[:, 0].tolist()
         assert valid[b].tolist() == sorted(valid[b].tolist(), reverse=True)  # invalid ones stand at the end
+
+
+def test_chunks_begin_at_each_response_and_every_block_from_there():
+    batch = packed_batch([[(2, 9), (3, 4)], [(0, 10)]], length=18)
+    found = chunk_anchors(batch, block_size=4)
+    assert [row.nonzero()[:, 0].tolist() for row in found] == [
+        [2, 6, 14],
+        [1, 5],
+    ]  # candidates end before the last token
+    assert chunk_anchors(batch, block_size=1).equal(random_anchors(batch, block_size=4))
+    anchors, valid = draw_anchors(batch, num_anchors=3, generator=seeded_generator(0), candidates_BS=found)
+    assert anchors[0].tolist() == [2, 6, 14] and valid[1].tolist() == [True, True, False]
 
 
 def test_anchors_depend_on_the_generators_key_alone():

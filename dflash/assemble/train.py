@@ -115,7 +115,7 @@ def plain_settings(settings: dict) -> dict[str, Any]:
 def train_parts(settings: dict) -> dict[str, Any]:
     callbacks = {f"callbacks.{name}": None for name in ("acceptance", "checkpoints")}
     others = members(settings, "callbacks", Callback).items() - {(key, Callback) for key in callbacks}
-    kinds = dict.fromkeys(("target", "draft", "optimizer", "schedule", "trainer", "prompts", "validation"))
+    kinds = dict.fromkeys(("target", "draft", "anchors", "optimizer", "schedule", "trainer", "prompts", "validation"))
     kinds |= {
         "objective": Objective,
         "data": DataRecipe,
@@ -153,6 +153,7 @@ def untied_module(settings: dict, parts: dict, target: Target, *, mask_token_id:
         schedule=parts["schedule"],
         contract={},
         features=parts["features"],
+        anchors=parts["anchors"],
         **{name: settings[name] for name in names},
     )
 

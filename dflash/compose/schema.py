@@ -34,6 +34,7 @@ class TrainSchema:
     target_facts: Any = None
     draft: Any = None
     objective: Any = None
+    anchors: Any = None
     data: Any = None
     features: Any = None
     optimizer: Any = None

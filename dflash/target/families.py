@@ -71,6 +71,36 @@ def gpt_oss_config(
     )
 
 
+def qwen3_config(
+    *,
+    vocab_size: int,
+    num_layers: int = 8,
+    hidden_size: int = 192,
+    intermediate_size: int = 640,
+    num_heads: int = 3,
+    num_kv_heads: int = 1,
+    head_dim: int = 64,
+    pretrained_length: int = 512,
+    eos_token_id: int | None = None,
+    pad_token_id: int | None = None,
+) -> Qwen3Config:
+    """A Qwen3 shape: dense, QK-norm, full attention. The defaults have about the embedded target's parameters."""
+    return Qwen3Config(
+        vocab_size=vocab_size,
+        num_hidden_layers=num_layers,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_kv_heads,
+        head_dim=head_dim,
+        max_position_embeddings=32 * pretrained_length,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+    )
+
+
 def build_model(config: PreTrainedConfig) -> PreTrainedModel:
     """Random weights for ``config``, fp32; the caller seeds torch."""
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager")

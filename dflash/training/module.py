@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import nn
 
-from dflash.blocks import draw_anchors, make_blocks, seeded_generator
+from dflash.blocks import draw_anchors, make_blocks, random_anchors, seeded_generator
 from dflash.draft.draft import Draft
 from dflash.draft.mask import block_geometry
 from dflash.objective.objective import Objective
@@ -28,7 +28,7 @@ class DistillationModule(L.LightningModule):
     ranks) and divided once by the sum of the denominators, so that the loss of a step does not depend on how it was
     cut into micro-batches. A step is the unit of everything: of the schedule, of checkpoints and of resuming.
 
-    features: how the target's features are come by.
+    features: how the target's features are come by. anchors: which tokens of a batch may be anchors.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class DistillationModule(L.LightningModule):
         accumulate: int = 1,
         clip: float = 1.0,
         features: FeatureSource | None = None,
+        anchors: Callable[..., torch.Tensor] = random_anchors,
     ):
         super().__init__()
         head = draft.shape.head
@@ -67,6 +68,7 @@ class DistillationModule(L.LightningModule):
         self.accumulate = accumulate
         self.clip = clip
         self.features = features if features is not None else OnlineFeatures()
+        self.anchors = anchors
         self._denominator = 0.0
         self._micro_batches = 0
         self._sums: dict[str, list[torch.Tensor]] = {}
@@ -106,8 +108,11 @@ class DistillationModule(L.LightningModule):
     def draw_blocks(self, k: int, batch: TokenBatch) -> AnchoredBlocks:
         """Anchors of micro-batch k of this rank, from a generator seeded by (seed, k, rank)."""
         generator = seeded_generator(self.seed, "anchors", k, self.global_rank)
-        anchors_BA, valid_BA = draw_anchors(batch, num_anchors=self.num_anchors, generator=generator)
         shape = self.draft.shape
+        candidates_BS = self.anchors(batch, block_size=shape.block_size)
+        anchors_BA, valid_BA = draw_anchors(
+            batch, num_anchors=self.num_anchors, generator=generator, candidates_BS=candidates_BS
+        )
         return make_blocks(batch, anchors_BA, valid_BA, block_size=shape.block_size, mask_token_id=shape.mask_token_id)
 
     def _summed_over_ranks(self, *, last: bool):

@@ -20,6 +20,7 @@ CALLS = {
     "task": (2, ()),
     "task.architecture": (0, ("vocab_size", "eos_token_id", "pad_token_id")),
     "draft": (1, ("block_size", "mask_token_id")),
+    "anchors": (1, ("block_size",)),
     "data.prompts": (0, ("tokenizer",)),
     "prompts": (0, ("tokenizer",)),
     "validation": (0, ("tokenizer",)),
