@@ -10,6 +10,7 @@ from dflash.assemble.data import DataRecipe
 from dflash.assemble.parts import build_parts
 from dflash.compose import check
 from dflash.compose.keys import CONF
+from dflash.compose.launch import composition_findings
 
 ENGINE_NEEDS = {"engine=server": ["engine.url=http://localhost:8000/v1"]}
 OPTIONS = [f"{group}={path.stem}" for group in ("engine", "data") for path in sorted(CONF.glob(f"{group}/*.yaml"))]
@@ -83,3 +84,8 @@ def test_data_that_cannot_be_read_is_told_before_training(overrides, words, sett
 
 def test_lanes_for_all_processes_pass(settings):
     assert settings(*SHARED_OUT, "data.lanes=16", "trainer=h100x8")["data"]["lanes"] == 16
+
+
+def test_an_option_of_another_script_is_not_taken_for_a_typing_error(hydra_ready):
+    (found,) = composition_findings("train", ["engine=server"])
+    assert found.startswith("engine=server: Could not override 'engine'")
