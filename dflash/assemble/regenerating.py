@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,26 +72,19 @@ def numbered(prompts: Iterator[Prompt]) -> Iterator[Question]:
         yield Question(index, prompt.name, prompt.ids)
 
 
-class progress:
-    """A progress bar as a context; what it gives is the ``watch`` of ``regenerate_set``."""
+@contextmanager
+def progress(console: Console, *, total: int | None) -> Iterator[Callable[[Tally], None]]:
+    """A progress bar with counts; gives the ``watch`` of ``regenerate_set``."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[counts]}"), console=console) as shown:
+        task = shown.add_task("prompts", total=total, counts="")
 
-    def __init__(self, console: Console, *, total: int | None):
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self.bar = Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[counts]}"), console=console)
-        self.task = self.bar.add_task("prompts", total=total, counts="")
+        def watch(tally: Tally) -> None:
+            refused, failed = tally.refusals.total(), tally.failures.total()
+            counts = f"{tally.num_response_tokens:,} tokens, {refused} refused, {failed} failed"
+            shown.update(task, completed=tally.num_prompts, counts=counts)
 
-    def __enter__(self):
-        self.bar.start()
-        return self._watch
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def _watch(self, tally: Tally) -> None:
-        counts = (
-            f"{tally.num_response_tokens:,} tokens, {tally.refusals.total()} refused, {tally.failures.total()} failed"
-        )
-        self.bar.update(self.task, completed=tally.num_prompts, counts=counts)
+        yield watch
 
 
 def table(tally: Tally, bad_lines: BadLines) -> Table:
