@@ -74,6 +74,7 @@ BOUNDS = _COMMON | {
     "draft.num_kv_heads": Bound(1, "null"),
     "draft.head_dim": Bound(2, "null"),
     "draft.taps.count": Bound(1, 3),
+    "draft.convolution": Bound(1, 16, whole=True),
     "draft.head.rank": Bound(1, 256, whole=True),
     "draft.head.state_size": Bound(1, 1024, whole=True),
     "draft.head.top_k": Bound(1, 16, whole=True),
@@ -153,7 +154,8 @@ _CUTS = ("top_k", "top_p", "min_p")
 _BUDGET = ("memory_gib", "matmul_tflops", "bandwidth_gb_s")
 NULLABLE = (
     "compile",
-    *("clip", "count", "max_tokens", "block_size", "resume", "init_from", "gamma", "experts", "name", "revision"),
+    *("clip", "count", "max_tokens", "block_size", "resume", "gamma", "experts", "name", "revision"),
+    *("init_from", "convolution"),
     *_CUTS,
     *_BUDGET,
 )

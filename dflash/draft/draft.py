@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dflash.draft.attention import BlockAttention, TwoPiece
+from dflash.draft.convolution import ZeroLinear
+from dflash.draft.fusion import TapMixture, TapNorms
 from dflash.draft.heads.head import Embed, Head
 from dflash.draft.layers import DraftLayer
 from dflash.draft.mask import BlockGeometry
@@ -36,12 +38,19 @@ class Draft(nn.Module):
         self.shape = shape
         self.attention = attention if attention is not None else TwoPiece()
         self.checkpoint_layers = False
-        self.fc = nn.Linear(len(shape.taps) * shape.hidden_size, shape.hidden_size, bias=False)
+        num_taps, hidden = len(shape.taps), shape.hidden_size
+        self.tap_norms = TapNorms(num_taps, hidden, eps=shape.rms_norm_eps) if shape.tap_norm else nn.Identity()
+        if shape.mixture:
+            self.fc = TapMixture(shape.depth, num_taps)
+        else:
+            self.fc = nn.Linear(num_taps * hidden, hidden, bias=False)
         self.hidden_norm = nn.RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
         self.layers = nn.ModuleList(DraftLayer(shape, window=window) for window in shape.layout)
         self.norm = nn.RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
         self.rotary = Rotary(shape.rope_parameters, head_dim=shape.head_dim)
         self.apply(_initialise)
+        for layer in self.layers if shape.separate_context else ():
+            layer.self_attn.separate_context()
         # Built last and from zeros: with and without a head, equal seeds give equal bodies.
         self.head: Head | None = None if shape.head is None else shape.head.build()
 
@@ -53,19 +62,22 @@ class Draft(nn.Module):
     def num_head_parameters(self) -> int:
         return 0 if self.head is None else sum(p.numel() for p in self.head.parameters())
 
-    def fuse(self, taps_BSTH: Tensor) -> Tensor:
-        """Context features C = RMSNorm(W_fc [h1; ...; hT]): [B, S, T, H] -> [B, S, H]."""
-        return self.hidden_norm(self.fc(taps_BSTH.flatten(-2).to(self.fc.weight.dtype)))
+    def fuse(self, taps_BSTH: Tensor) -> tuple[Tensor, ...]:
+        """Context features C = RMSNorm(W_fc [h1; ...; hT]): [B, S, T, H] -> [B, S, H] for each layer, the same for all
+        unless each has a mixture of its own."""
+        taps_BSTH = self.tap_norms(taps_BSTH.to(self.fc.weight.dtype))
+        fused = self.hidden_norm(self.fc(taps_BSTH.flatten(-2)))
+        return fused.unbind(-2) if self.shape.mixture else (fused,) * self.shape.depth
 
     def forward(self, noise_BAKH: Tensor, taps_BSTH: Tensor, geometry: BlockGeometry) -> Tensor:
         """Hidden states of every slot after the final norm, [B, A, K, H]; slot k predicts the token at anchor + k."""
-        context_BSH = self.fuse(taps_BSTH)
+        contexts = self.fuse(taps_BSTH)
         context_rope = self.rotary(geometry.positions_BS)
         block_rope = self.rotary(geometry.positions_BAK)
-        geometry = replace(geometry, causal=self.shape.left_to_right)
+        geometry = replace(geometry, causal=self.shape.causal or self.shape.left_to_right)
         masks = self.attention.prepare(geometry, set(self.shape.layout))
         hidden = noise_BAKH.to(self.fc.weight.dtype)
-        for layer in self.layers:
+        for layer, context_BSH in zip(self.layers, contexts, strict=True):
             inputs = hidden, block_rope, context_BSH, context_rope, self._attend_under(masks[layer.window])
             hidden = _again(layer.over_context, inputs) if self.checkpoint_layers else layer.over_context(*inputs)
         hidden = self.norm(hidden)
@@ -97,7 +109,7 @@ def _again(layer: Callable[..., Tensor], inputs: tuple) -> Tensor:
 
 def _initialise(module: nn.Module) -> None:
     """Normal 0.02 for matrices, zero biases: transformers' initialisation, so that drafts compare across trainers."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and not isinstance(module, ZeroLinear):
         torch.nn.init.normal_(module.weight, std=0.02)
         if module.bias is not None:
             torch.nn.init.zeros_(module.bias)

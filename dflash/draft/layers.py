@@ -6,10 +6,12 @@ Weight names are the field's (Qwen3), so that a draft can be served elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dflash.draft.convolution import Convolution, NoConvolution
 from dflash.draft.rope import rotate
 from dflash.draft.shape import DraftShape
 
@@ -30,18 +32,32 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(shape.hidden_size, shape.num_kv_heads * D, bias=bias)
         self.v_proj = nn.Linear(shape.hidden_size, shape.num_kv_heads * D, bias=bias)
         self.o_proj = nn.Linear(shape.num_heads * D, shape.hidden_size, bias=bias)
+        self.context_k_proj: nn.Linear | None = None  # None: the block's own serve the context, too
+        self.context_v_proj: nn.Linear | None = None
         self.q_norm = nn.RMSNorm(D, eps=shape.rms_norm_eps)
         self.k_norm = nn.RMSNorm(D, eps=shape.rms_norm_eps)
 
     def keys_values(self, x: Tensor, rope: Rope) -> KeyValue:
-        """[..., H] -> key, value [..., G, D]; the same projections serve context and block."""
-        key = self.k_norm(self._heads(self.k_proj(x)))
-        return rotate(key, *_per_head(rope)), self._heads(self.v_proj(x))
+        """[..., H] -> key, value [..., G, D], of block slots; unless separated, the context's are made alike."""
+        return self._keys_values(self.k_proj, self.v_proj, x, rope)
+
+    def context_keys_values(self, context: Tensor, rope: Rope) -> KeyValue:
+        """[..., H] -> key, value [..., G, D], of context tokens."""
+        if self.context_k_proj is None:
+            return self.keys_values(context, rope)
+        return self._keys_values(self.context_k_proj, self.context_v_proj, context, rope)
+
+    def separate_context(self) -> None:
+        """Give the context projections of its own (DFlare); they start as copies of the block's."""
+        self.context_k_proj, self.context_v_proj = deepcopy(self.k_proj), deepcopy(self.v_proj)
 
     def forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
         """[..., K, H] -> [..., K, H]."""
         query = rotate(self.q_norm(self._heads(self.q_proj(x))), *_per_head(rope))
         return self.o_proj(attend(query, self.keys_values(x, rope)).flatten(-2))
+
+    def _keys_values(self, k_proj: nn.Linear, v_proj: nn.Linear, x: Tensor, rope: Rope) -> KeyValue:
+        return rotate(self.k_norm(self._heads(k_proj(x))), *_per_head(rope)), self._heads(v_proj(x))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim))
@@ -69,22 +85,31 @@ class DraftLayer(nn.Module):
         self.window = window
         self.self_attn = Attention(shape)
         self.mlp = SwiGLU(shape)
+        self.attention_conv, self.mlp_conv = (_convolution(shape) for _ in range(2))
         self.input_layernorm = nn.RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
         self.post_attention_layernorm = nn.RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
 
     def forward(self, hidden: Tensor, rope: Rope, attend: Attend) -> Tensor:
         """[..., K, H] -> [..., K, H]."""
-        hidden = hidden + self.self_attn(self.input_layernorm(hidden), rope, attend)
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+        x, kernel = self.attention_conv.prepare(self.input_layernorm(hidden))
+        hidden = hidden + self.attention_conv.finish(self.self_attn(x, rope, attend), kernel)
+        x, kernel = self.mlp_conv.prepare(self.post_attention_layernorm(hidden))
+        return hidden + self.mlp_conv.finish(self.mlp(x), kernel)
 
     def over_context(
         self, hidden: Tensor, rope: Rope, context: Tensor, context_rope: Rope, attend: AttendOver
     ) -> Tensor:
         """As ``forward``, over a context [..., S, H] that this layer projects itself: in training, all that one layer
         does, and so the unit to shard and to compute again."""
-        seen = self.self_attn.keys_values(context, context_rope)
+        seen = self.self_attn.context_keys_values(context, context_rope)
         # forward itself and not a call: hooks of sharding belong to the outermost call
         return self.forward(hidden, rope, lambda query, block: attend(query, seen, block))
+
+
+def _convolution(shape: DraftShape) -> Convolution | NoConvolution:
+    if shape.convolution is None:
+        return NoConvolution()
+    return Convolution(shape.hidden_size, group_size=shape.convolution)
 
 
 def _per_head(rope: Rope) -> Rope:

@@ -39,10 +39,10 @@ class DraftSession:
         if self.longest + Q > self.capacity:
             raise ValueError(f"draft session: {self.longest + Q} tokens do not fit its capacity of {self.capacity}")
         slots_BQ = self.lengths_B[:, None] + torch.arange(Q, device=self.lengths_B.device)
-        context_BQH = self.draft.fuse(taps_BQTH)
         rope = self.draft.rotary(slots_BQ)
-        for layer, buffers in zip(self.draft.layers, self.keys_values, strict=True):
-            for buffer, new in zip(buffers, layer.self_attn.keys_values(context_BQH, rope), strict=True):
+        contexts = self.draft.fuse(taps_BQTH)
+        for layer, context_BQH, buffers in zip(self.draft.layers, contexts, self.keys_values, strict=True):
+            for buffer, new in zip(buffers, layer.self_attn.context_keys_values(context_BQH, rope), strict=True):
                 _write(buffer, new, slots_BQ)
         self.lengths_B = self.lengths_B + counts_B
         self.longest, self.ragged = longest, ragged
@@ -67,8 +67,9 @@ class DraftSession:
 
     def mask(self, positions_BK: Tensor, window: int | None, *, num_inside: int) -> Tensor | None:
         """bool [B, 1, K, longest + num_inside], or None where every slot sees every key: those of the context, and
-        ``num_inside`` of its own block."""
-        if window is None and not self.ragged:
+        ``num_inside`` of its own block, of which the K are the last."""
+        causal = self.draft.shape.causal
+        if window is None and not self.ragged and not causal:
             return None
         B, K = positions_BK.shape
         index = torch.arange(self.longest, device=positions_BK.device)
@@ -76,7 +77,9 @@ class DraftSession:
         if window is not None:
             seen = seen & (positions_BK[..., None] - index < window)
         context = seen.expand(B, K, self.longest)
-        return torch.cat([context, context.new_ones(B, K, num_inside)], dim=-1)[:, None]
+        inside = context.new_ones(K, num_inside)
+        inside = inside.tril(num_inside - K) if causal else inside
+        return torch.cat([context, inside.expand(B, K, num_inside)], dim=-1)[:, None]
 
     def attend_to(self, buffers: tuple[Tensor, Tensor], mask: Tensor | None):
         """How a layer's queries attend to its context buffers and the block's own keys and values."""

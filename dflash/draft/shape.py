@@ -28,7 +28,9 @@ class Dims(Protocol):
 @dataclass(frozen=True)
 class DraftShape:
     """Plain values only, so that it may enter a checkpoint. ``layout``: window per layer, None for full attention.
-    ``left_to_right``: the same layers draft a block token by token instead of at once.
+    ``left_to_right``: the same layers draft a block token by token instead of at once. ``causal``: drafted at once, and
+    yet no slot sees those behind it. ``convolution``: channels that share a coefficient, None for none. ``tap_norm``,
+    ``mixture``: see ``fusion``. ``separate_context``: the context has key and value projections of its own.
 
     Behind mask_token_id stand variations of the published draft; ``to_dict`` leaves out those not taken, so that the
     plain draft's form is the same in all versions.
@@ -51,6 +53,11 @@ class DraftShape:
     mask_token_id: int
     head: HeadShape | None = None
     left_to_right: bool = False
+    causal: bool = False
+    convolution: int | None = None
+    tap_norm: bool = False
+    mixture: bool = False
+    separate_context: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form; ``DraftShape.from_dict`` is its inverse."""
@@ -92,6 +99,11 @@ def shape_draft(
     attention_bias: bool | None = None,
     head: HeadRule | None = None,
     left_to_right: bool = False,
+    causal: bool = False,
+    convolution: int | None = None,
+    tap_norm: bool = False,
+    mixture: bool = False,
+    separate_context: bool = False,
 ) -> DraftShape:
     """A draft for a target of these dimensions; heads, head_dim and biases are the target's unless given.
 
@@ -117,6 +129,7 @@ def shape_draft(
             f"draft.left_to_right=true with a {head_shape.name} head: heads tell slots drafted at once what stands "
             "before them, which such a draft knows; choose heads=none"
         )
+    _check_convolution(convolution, hidden_size=dims.hidden_size, left_to_right=left_to_right)
     intermediate = round(mlp_ratio * dims.hidden_size)
     if intermediate < 1:
         raise ValueError(f"draft.mlp_ratio={mlp_ratio}: must be above 0")
@@ -138,4 +151,24 @@ def shape_draft(
         mask_token_id=mask_token_id,
         head=head_shape,
         left_to_right=left_to_right,
+        causal=causal,
+        convolution=convolution,
+        tap_norm=tap_norm,
+        mixture=mixture,
+        separate_context=separate_context,
     )
+
+
+def _check_convolution(group_size: int | None, *, hidden_size: int, left_to_right: bool) -> None:
+    if group_size is None:
+        return
+    if group_size < 1 or hidden_size % group_size:
+        raise ValueError(
+            f"draft.convolution={group_size}: must divide the target's hidden size of {hidden_size}; choose one of "
+            f"{[n for n in (1, 2, 4, 8, 16, 32) if hidden_size % n == 0]}"
+        )
+    if left_to_right:
+        raise ValueError(
+            f"draft.convolution={group_size} with draft.left_to_right=true: slots drafted one by one have no "
+            "neighbours; choose mixing=bidirectional"
+        )
