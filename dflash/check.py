@@ -17,7 +17,7 @@ from typing import Any
 from dflash.check_bounds import BOUNDS, CHOICES, PRETRAINING
 from dflash.check_data import data_findings
 from dflash.check_draft import find_draft
-from dflash.check_trainer import find_trainer
+from dflash.check_trainer import find_pretraining, find_trainer
 from dflash.hub.against import folder_findings
 from dflash.hub.folder import is_draft_folder
 
@@ -48,7 +48,7 @@ def find(config: Mapping, *, build: Callable[[Any, str], Any]) -> list[str]:
     findings = list(_values(config))
     if select(config, "task._target_") == PRETRAIN:
         planned = ["plan=true: pre-training of a target has no plan; leave it out"] if config["plan"] else []
-        return [*findings, *planned, *_finite(config, PRETRAINING)]
+        return [*findings, *planned, *find_pretraining(config), *_finite(config, PRETRAINING)]
     findings += _paths(config)
     known, more = _target(config)
     findings += more

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 FLEX = "dflash.draft.attention.Flex"
+NO_HEAD = "dflash.draft.heads.shapes.no_head"
 SHARDS = "ModelParallelStrategy"
 COMPILERS = ("g++", "clang++", "c++")
 
@@ -31,6 +32,19 @@ def find_trainer(config: Mapping[str, Any]) -> Iterator[str]:
     strategy = (config.get("trainer") or {}).get("strategy")
     if isinstance(strategy, Mapping) and str(strategy.get("_target_")).endswith(SHARDS):
         yield from _shards(config, strategy)
+
+
+def find_pretraining(config: Mapping[str, Any]) -> Iterator[str]:
+    """Findings of a pre-training of a target, which is computed in one way only."""
+    trainer = config.get("trainer") or {}
+    if trainer.get("devices", 1) != 1:
+        yield (
+            f"trainer.devices={trainer['devices']}: pre-training of a target runs on one device; choose trainer=cpu, "
+            "gpu, h100 or b200"
+        )
+    for key, nothing in (("compile", None), ("activation_checkpointing", False)):
+        if config[key] != nothing:
+            yield f"{key}={config[key]}: concerns drafts, not the pre-training of a target; leave it out"
 
 
 def _shards(config: Mapping[str, Any], strategy: Mapping[str, Any]) -> Iterator[str]:
@@ -56,5 +70,6 @@ def _shards(config: Mapping[str, Any], strategy: Mapping[str, Any]) -> Iterator[
         yield f"compile={config['compile']}: not under FSDP2; leave compile out, or choose DDP, as in trainer=h100x8"
     if (config.get("callbacks") or {}).get("average") is not None:
         yield "callbacks.average: not under FSDP2, whose ranks hold shards; leave it out, or choose trainer=h100x8"
-    if (config.get("draft") or {}).get("head") is not None:
+    head = (config.get("draft") or {}).get("head") or {}
+    if head.get("_target_", NO_HEAD) != NO_HEAD:
         yield "draft.head: not under FSDP2, where the loss would read shards; choose heads=none or trainer=h100x8"
