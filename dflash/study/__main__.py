@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from dflash.study.definition import EXPERIMENTS, Study, read_study, study_names
 from dflash.study.leaderboard import write_leaderboard
@@ -79,7 +79,9 @@ def _report(options: argparse.Namespace, console: Console) -> None:
 
 
 def _list(options: argparse.Namespace, console: Console) -> None:
-    table = Table("study", "question", "arms x seeds", "expected minutes", "trials measured", box=None)
+    table = Table(
+        Column("study", no_wrap=True), "question", "arms x seeds", "expected minutes", "trials measured", box=None
+    )
     for name in study_names():
         study = _study(options, name)
         done = {(row["arm"], row["seed"]) for row in _results(options, study).rows}

@@ -11,7 +11,7 @@ import pytest
 
 from dflash.compose import check, register, write_config
 from dflash.compose.keys import CONF
-from dflash.target.families import gpt_oss_config
+from dflash.target.families import gpt_oss_config, qwen3_config
 
 # What options need besides their own name.
 NEEDS = {
@@ -36,9 +36,13 @@ def needs() -> dict[str, list[str]]:
 
 @pytest.fixture(scope="session", autouse=True)
 def place(tmp_path_factory) -> Iterator[Path]:
-    """A working directory as checks see the repository, with the embedded target's config.json and no weights."""
+    """A working directory as checks see the repository: of the embedded target and of the second one that studies
+    train, config.json without weights."""
     path, before = tmp_path_factory.mktemp("place"), Path.cwd()
     gpt_oss_config(vocab_size=4096, eos_token_id=4089, pad_token_id=4087).save_pretrained(path / "assets/tiny_gpt_oss")
+    qwen3_config(vocab_size=4096, eos_token_id=4089, pad_token_id=4087).save_pretrained(
+        path / "outputs/targets/tiny_qwen3"
+    )
     (path / "assets/prompts").symlink_to(CONF.parent / "assets/prompts")
     os.chdir(path)
     yield path

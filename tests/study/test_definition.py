@@ -9,30 +9,33 @@ from toy_study import TOY
 from dflash.compose import read_settings
 from dflash.study.definition import EXPERIMENTS, Arm, read_study, study_names
 from dflash.study.report import BEGIN, END
+from dflash.target.families import qwen3_config
 
 STUDIES = study_names()
 
 
 def test_there_are_studies_for_the_levers():
-    assert set(STUDIES) >= {"depth", "taps", "block_size", "objective", "verifier"}
+    levers = {"depth", "taps", "block_size", "objective", "heads", "verifier", "anchors", "second_target"}
+    assert set(STUDIES) >= levers
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_arm_composes_in_both_forms(name):
+def test_every_arm_composes_in_both_forms(name, tmp_path):
+    qwen3_config(vocab_size=4096).save_pretrained(tmp_path)  # stands for what a study prepares
     study, small = read_study(name), read_study(name, small=True)
     special = [arm for arm in small.arms if "small" in (yaml_arm(name, arm) or ())]
-    for arm in [arm for arm in study.arms if not needs_preparation(study, arm)] + [small.arms[0], *special[:1]]:
-        settings = read_settings("train", [*arm.overrides, "seed=1"])
+    made = [step.makes for step in study.prepare]
+    for arm in [*study.arms, small.arms[0], *special[:1]]:
+        given = [f"target.path={tmp_path}" if o.partition("=")[2] in made else o for o in arm.overrides]
+        settings = read_settings("train", [*given, "seed=1"])
         assert settings["callbacks"]["acceptance"] is None and settings["decoding"]["temperatures"] == [0.0]
+    for step in study.prepare:
+        assert read_settings("train", step.overrides)["task"]["save_to"] == step.makes
 
 
 def yaml_arm(name: str, arm: Arm):
     values = yaml.safe_load((EXPERIMENTS / name / "study.yaml").read_text())["arms"][arm.name]
     return values if isinstance(values, dict) else None
-
-
-def needs_preparation(study, arm: Arm) -> bool:
-    return any(step.makes in override for step in study.prepare for override in arm.overrides)
 
 
 @pytest.mark.parametrize("name", STUDIES)
