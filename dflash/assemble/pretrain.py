@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ from dflash.evaluation.report import write_whole
 from dflash.target.families import build_model
 from dflash.target.tokenizer import train_tokenizer
 from dflash.training.fitting import Callback, begin, fit, make_trainer, open_loggers, periodic_checkpoints, resume_from
-from dflash.training.pretrain import PretrainModule, held_out_bits
+from dflash.training.pretrain import PretrainModule, average_weights, held_out_bits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,13 +38,18 @@ def pretrain(
     batch_size: int,
     corpus_root: str | None = None,
     save_to: str | None = None,
+    average_with: Sequence[str] = (),
 ) -> float:
     """Held-out bits per byte, negated: what a sweeper maximises.
 
     architecture: a function of vocab_size, eos_token_id and pad_token_id. length: tokens per row. save_to: where the
-    model folder goes besides the run's own ``target``.
+    model folder goes besides the run's own ``target``. average_with: checkpoint files of other runs of this model;
+    what is saved is the mean of their weights and this run's.
     """
-    kinds = dict.fromkeys(("optimizer", "schedule", "trainer"))
+    others = [Path(path) for path in average_with]
+    for path in others:
+        if not path.is_file():
+            raise ValueError(f"task.average_with={str(path)!r}: no such file; name checkpoints of finished runs")
     kinds = dict.fromkeys(("optimizer", "schedule", "trainer"))
     parts = build_parts(settings, kinds | {"callbacks.progress": Callback} | members(settings, "logger"))
     ready_device(settings["device"])
@@ -72,6 +78,8 @@ def pretrain(
     with phases("train"):
         fit(trainer, module, data, resume=resume)
         trainer.save_checkpoint(run.folder / "checkpoints" / "last.ckpt")
+    if others:
+        average_weights(module, others)
     with phases("held out"):  # of what is saved: weights rounded to bf16, computed in fp32
         model.to(settings["device"], torch.bfloat16).float()  # Lightning leaves a model on the processor
         bits = held_out_bits(model, data.held_out_batches(), num_bytes=num_bytes)
@@ -79,6 +87,7 @@ def pretrain(
         "corpus": f"Python standard library, {len(files)} files, {sum(f.held_out for f in files)} of them held out",
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "steps": f"{settings['steps']} of {batch_size * settings['accumulate']} rows of {length} tokens",
+        "weights": f"the mean of this run's and {len(others)} other's" if others else "this run's",
         "held-out bits per byte": f"{bits:.4f} over {num_bytes:,} bytes (windows of {length} tokens, half a stride)",
         "seed": settings["seed"],
         "command": run.command,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import lightning as L
@@ -58,6 +59,22 @@ def _scored_nats(model: PreTrainedModel, batch: TokenBatch) -> float:
     """Of overlapping windows only the tokens a window was made for are scored (``supervised``), each exactly once."""
     nll_BS, counted_BS = next_token_losses(model, batch)
     return nll_BS[counted_BS & batch.supervised_BS].double().sum().item()
+
+
+def average_weights(module: L.LightningModule, checkpoints: Sequence[Path]) -> None:
+    """The module's weights become the mean of its own and those of the checkpoints, in place.
+
+    Runs that part on the plateau of one schedule end in one basin, whose middle generalises better than either end
+    (model soups, arXiv 2203.05482). Raises ValueError for weights of another shape.
+    """
+    states = [torch.load(path, map_location="cpu", weights_only=True)["state_dict"] for path in checkpoints]
+    own = module.state_dict()
+    for path, state in zip(checkpoints, states, strict=True):
+        if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in own.items()}:
+            raise ValueError(f"task.average_with={str(path)!r}: its weights have other names or shapes than this model")
+    with torch.no_grad():
+        for name, weight in own.items():
+            weight.copy_(torch.stack([weight, *(state[name].to(weight) for state in states)]).mean(0))
 
 
 class PretrainModule(L.LightningModule):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import hydra
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from dflash.allocator import keep_freed_memory
 from dflash.assemble.evaluate import evaluate
@@ -126,6 +128,26 @@ def test_pretraining_writes_a_model_folder(compose, library):
     overrides = ["target=local", "draft.taps.count=1", f"target.path={run.folder / 'target'}"]
     loaded = build(compose("train", "unused", *overrides)[0]["target"], "target")()
     assert loaded.tokenizer.mask_token_id == loaded.mask_token_id and loaded.target.dims.vocab_size == 300
+
+
+def test_pretraining_saves_the_mean_of_runs(compose, library):
+    values = ["steps=1", "eval_every=1", "checkpoint_every=1", "callbacks=quiet", "+task.architecture.num_layers=2"]
+    sizes = ["task.vocab_size=300", "task.length=64", "task.batch_size=4", f"task.corpus_root={library}"]
+    weights, checkpoint, other = {}, None, []
+    for name, more in {"one": [], "two": ["seed=1"], "mean": ["seed=1", "average"]}.items():
+        if "average" in more:
+            other = [f"task.average_with=[{checkpoint}]"]
+        more = [option for option in more if option != "average"]
+        settings, run = compose("train", f"target/{name}", "experiment=tiny_target", *values, *sizes, *more, *other)
+        build(settings["task"], "task")(settings, run)
+        weights[name] = load_file(run.folder / "target" / "model.safetensors")["model.layers.0.self_attn.q_proj.weight"]
+        checkpoint = checkpoint or run.folder / "checkpoints" / "last.ckpt"
+    assert not torch.equal(weights["one"], weights["two"])
+    mean = (weights["one"].float() + weights["two"].float()) / 2
+    torch.testing.assert_close(weights["mean"].float(), mean, atol=1e-3, rtol=1e-2)
+    settings, run = compose("train", "target/wrong", "experiment=tiny_target", "task.average_with=[nowhere.ckpt]")
+    with pytest.raises(ValueError, match=r"task.average_with='nowhere.ckpt': no such file"):
+        build(settings["task"], "task")(settings, run)
 
 
 def test_phases_add_up_even_when_one_fails():
