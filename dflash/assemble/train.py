@@ -62,11 +62,7 @@ def distil(settings: dict, run: Run) -> float | None:
     )
     compute = announce_compute(settings, parts["attention"], trainer, loaded.target, console)
     with phases("train"):
-        try:
-            fit(trainer, module, data, resume=resume)
-        finally:  # whatever happened, the checkpoints written so far are those of the newest run
-            if trainer.is_global_zero and any((run.folder / "checkpoints").glob("*.ckpt")):
-                point_latest(outputs, run.folder)
+        _fit(trainer, module, data, resume=resume, outputs=outputs, folder=run.folder)
     if not trainer.is_global_zero:
         return None
     with phases("measure"):
@@ -96,6 +92,15 @@ def distil(settings: dict, run: Run) -> float | None:
         "curve": acceptance.curve if acceptance is not None else [],
     }
     return publish(report, run.folder, console)
+
+
+def _fit(trainer, module, data, *, resume: Path | None, outputs: str, folder: Path) -> None:
+    """Train; whatever happens, the checkpoints written so far are those of the newest run."""
+    try:
+        fit(trainer, module, data, resume=resume)
+    finally:
+        if trainer.is_global_zero and any((folder / "checkpoints").glob("*.ckpt")):
+            point_latest(outputs, folder)
 
 
 def publish(report: dict, folder: Path, console: Console) -> float:
