@@ -188,6 +188,8 @@ def _training(config: Mapping) -> Iterator[str]:
         )
     if select(config, "callbacks.checkpoints.keep") == 0:
         yield "callbacks.checkpoints.keep=0: must be at least 1, or -1 for all; try callbacks.checkpoints.keep=1"
+    if select(config, "features.folder") is not None and select(config, "data.streaming"):
+        yield "features=stored with data.streaming=true: what is stored must be held; set data.streaming=false"
     gpu = select(config, "trainer.accelerator") in ("gpu", "cuda")
     if gpu != (config["device"] == "cuda"):
         yield (

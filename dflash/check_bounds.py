@@ -105,6 +105,7 @@ BOUNDS = _COMMON | {
     "budget.launch_us": Bound(0, 5),
     **_REGENERATION,
     "features.max_gib": Bound(0, 2.0, above=True),
+    "features.rows_per_shard": Bound(1, 64, whole=True),
     "prompts.count": Bound(1, "null"),
     "prompts.max_tokens": Bound(1, "null"),
     "validation.count": Bound(1, "null"),

@@ -57,7 +57,9 @@ def make_plan(settings: dict, parts: dict, *, rates: Rates | None, module_of: Ca
         rates=rates if rates is not None else UNKNOWN,
         autocast=COMPUTE[select(settings, "trainer.precision")],
     )
-    devices = select(settings, "trainer.devices") * (select(settings, "trainer.num_nodes") or 1)
+    local = select(settings, "trainer.devices")
+    devices = local * (select(settings, "trainer.num_nodes") or 1)
+    shards = select(settings, "trainer.strategy.data_parallel_size") or 1
     rows = devices * batch_size * settings["accumulate"]
     row_bytes = rehearsal.feature_bytes // batch_size
     seen = min(settings["steps"] * rows, _rows_of_data(settings) or math.inf)
@@ -65,11 +67,12 @@ def make_plan(settings: dict, parts: dict, *, rates: Rates | None, module_of: Ca
     device = settings["device"]
     return Plan(
         rehearsal=rehearsal,
-        memory_bytes=int(memory * GIB) if memory else memory_bytes(device) if is_here(device) else None,
+        memory_bytes=int(memory * GIB) if memory else _memory_at_hand(device, local),
         rates=rates,
         kept_bytes=parts["features"].kept_bytes(row_bytes, math.ceil(seen / devices)),
         stored_bytes=parts["features"].stored_bytes(row_bytes, seen),
-        bucket_bytes=rehearsal.gradient_bytes if devices > 1 else 0,
+        bucket_bytes=rehearsal.gradient_bytes if devices > 1 and shards == 1 else 0,
+        num_shards=shards,
         steps=settings["steps"],
         num_rows=rows,
         length=length,
@@ -92,6 +95,13 @@ def rates_of(settings: dict) -> Rates | None:
         measured.bytes if traffic is None else traffic * 1e9,
         measured.launch_seconds,
     )
+
+
+def _memory_at_hand(device: str, num_processes: int) -> int | None:
+    """A GPU's own, or a processor's, which the processes of a run share; None where there is no such device."""
+    if not is_here(device):
+        return None
+    return memory_bytes(device) // (num_processes if device == "cpu" else 1)
 
 
 def _rows_of_data(settings: dict) -> int | None:

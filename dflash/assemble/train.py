@@ -8,12 +8,13 @@ from typing import Any
 from rich.console import Console
 
 from dflash.allocator import keep_freed_memory
-from dflash.assemble.compute import announce_compute
 from dflash.assemble.data import DataRecipe
+from dflash.assemble.features import prepare_features
 from dflash.assemble.measuring import describe_draft, describe_target, measure_all, new_draft
 from dflash.assemble.parts import build_parts, members, members_of, ready_device
 from dflash.assemble.plan import plan_run
 from dflash.assemble.run import Phases, bar, origin, point_latest
+from dflash.assemble.used import announce_used
 from dflash.compose import Run, resolve_checkpoint, write_config
 from dflash.data.modules import DistillationDataModule
 from dflash.data.prompts import Prompt
@@ -29,6 +30,7 @@ from dflash.training.callbacks import AcceptanceEval
 from dflash.training.checkpoint import find_checkpoint, load_draft, make_contract
 from dflash.training.fitting import Callback, begin, fit, make_trainer, open_loggers, resume_from
 from dflash.training.module import DistillationModule
+from dflash.training.preemption import Preempted
 
 TRAINED, UNTRAINED = "trained draft", "untrained draft"
 
@@ -52,6 +54,7 @@ def distil(settings: dict, run: Run) -> float | None:
     module = make_module(settings, parts, loaded)
     with phases("prepare data"):
         data = make_data(settings, parts["data"], loaded, console)
+        prepare_features(module, data, console)
     callbacks = make_callbacks(parts, loaded, validation, run.folder)
     trainer = make_trainer(
         parts["trainer"],
@@ -60,7 +63,7 @@ def distil(settings: dict, run: Run) -> float | None:
         loggers=open_loggers(loggers_of(parts), config=settings, folder=run.folder),
         folder=run.folder,
     )
-    compute = announce_compute(settings, parts["attention"], trainer, loaded.target, console)
+    used = announce_used(settings, loaded, module, trainer, console)
     with phases("train"):
         _fit(trainer, module, data, resume=resume, outputs=outputs, folder=run.folder)
     if not trainer.is_global_zero:
@@ -84,10 +87,11 @@ def distil(settings: dict, run: Run) -> float | None:
         "title": f"Distillation run {settings['name']}",
         "kind": "train",
         "provenance": origin(run.command, seed=settings["seed"], phases=phases),
+        "used": used,
         "target": describe_target(loaded),
         "draft": describe_draft(drafts[TRAINED]),
         "data": _describe_data(parts["data"], data),
-        "settings": plain_settings(settings) | compute | {"measured_checkpoint": checkpoint} | run.overrides,
+        "settings": plain_settings(settings) | {"measured_checkpoint": checkpoint} | run.overrides,
         "measurements": measurements,
         "curve": acceptance.curve if acceptance is not None else [],
     }
@@ -98,6 +102,9 @@ def _fit(trainer, module, data, *, resume: Path | None, outputs: str, folder: Pa
     """Train; whatever happens, the checkpoints written so far are those of the newest run."""
     try:
         fit(trainer, module, data, resume=resume)
+    except Preempted as stopped:
+        Console().print(f"SIGTERM: {stopped}", soft_wrap=True)
+        raise
     finally:
         if trainer.is_global_zero and any((folder / "checkpoints").glob("*.ckpt")):
             point_latest(outputs, folder)

@@ -113,7 +113,7 @@ def markdown_report(report: Mapping, pictures: Mapping[str, tuple[str, str]]) ->
         parts += ["## Rounds by acceptance length", compact_histograms(report), f"```text\n{bars}\n```"]
     parts += [f"![{caption}]({path})" for caption, path in pictures.values()]
     parts += ["## How to read it", HOW_TO_READ.strip()]
-    for name in ("provenance", "target", "draft", "data", "settings"):
+    for name in ("provenance", "used", "target", "draft", "data", "settings"):
         if report.get(name):
             rows = [[escape(str(key)), escape(compact_value(value))] for key, value in report[name].items()]
             parts += [f"## {name.capitalize()}", markdown_rows(["key", "value"], rows, left=2)]

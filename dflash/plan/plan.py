@@ -24,7 +24,8 @@ class Plan:
 
     memory_bytes: the device's, None where it is not known. rates: None where they are not known. kept_bytes: features
     that the feature source keeps in memory. stored_bytes: those it writes to disk. bucket_bytes: copies of gradients
-    for their reduction over devices. num_rows: rows of a step, over all devices. num_checkpoints: files at once.
+    for their reduction over devices. num_shards: of the draft's weights, gradients and optimizer state. num_rows: rows
+    of a step, over all devices. num_checkpoints: files at once.
     """
 
     rehearsal: Rehearsal
@@ -33,6 +34,7 @@ class Plan:
     kept_bytes: int
     stored_bytes: int
     bucket_bytes: int
+    num_shards: int
     steps: int
     num_rows: int
     length: int
@@ -42,7 +44,7 @@ class Plan:
     @property
     def peak_bytes(self) -> int:
         """The most that is alive at a time; not what an allocator or a library's own buffers add to it."""
-        return self.rehearsal.peak_bytes + self.kept_bytes + self.bucket_bytes
+        return sum(self.parts.values())
 
     @property
     def fits(self) -> bool:
@@ -50,24 +52,19 @@ class Plan:
 
     @property
     def parts(self) -> dict[str, int]:
-        """Bytes alive at the peak, by part; they add up to ``peak_bytes``."""
+        """Bytes alive at the peak, by part. Of shards, a layer's weights put together for its pass are not counted."""
         r, phase = self.rehearsal, self.rehearsal.peak_phase
-        step = r.step
-        inside = phase in (DRAFT, OBJECTIVE, BACKWARD)
-        waiting = r.gradient_bytes if phase == OPTIMIZER or r.num_micro_batches > 1 else 0
-        parts = {
+        whole = r.gradient_bytes if phase == OPTIMIZER or r.num_micro_batches > 1 else 0
+        draft = r.step[DRAFT]
+        sharded = {"draft weights": r.draft_bytes, "optimizer state": r.optimizer_bytes, "gradients": whole}
+        others = {
             "target weights": r.target_bytes,
-            "draft weights": r.draft_bytes,
-            "optimizer state": r.optimizer_bytes,
-            "gradients": waiting,
-            "gradient buckets": self.bucket_bytes,
-            "features of the batch": r.feature_bytes if inside else 0,
-            "features kept": self.kept_bytes,
-            "draft activations": step[DRAFT].end_bytes - step[DRAFT].start_bytes
-            if phase in (OBJECTIVE, BACKWARD)
-            else 0,
+            "features of the batch": r.feature_bytes if phase in (DRAFT, OBJECTIVE, BACKWARD) else 0,
+            "draft activations": draft.end_bytes - draft.start_bytes if phase in (OBJECTIVE, BACKWARD) else 0,
         }
-        rest = self.peak_bytes - sum(parts.values())
+        rest = r.peak_bytes - sum(sharded.values()) - sum(others.values())
+        parts = others | {name: size // self.num_shards for name, size in sharded.items()}
+        parts |= {"features kept": self.kept_bytes, "gradient buckets": self.bucket_bytes}
         return {name: size for name, size in parts.items() if size} | {f"working memory: {WHAT[phase]}": rest}
 
     @property

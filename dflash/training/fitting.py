@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from dflash.training.checkpoint import last_checkpoint
+from dflash.training.preemption import leave_if_preempted
 
 Callback = L.Callback
 
@@ -81,8 +82,12 @@ def make_trainer(
 
 
 def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, *, resume: Path | None) -> None:
-    """Fit, from the start or from a checkpoint, whose contents are data and never code."""
+    """Fit, from the start or from a checkpoint, whose contents are data and never code.
+
+    Raises Preempted, which ends the process, if a SIGTERM has ended the fit early.
+    """
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    leave_if_preempted(trainer)
 
 
 def periodic_checkpoints(*, folder: Path, every: int) -> L.Callback:

@@ -64,6 +64,7 @@ def smoke(compose, library):
         f"data.prompts.corpus_root={library}",
         f"paths.cache={library / 'cache'}",
         "decoding.temperatures=[0.0]",
+        "features=stored",
     ]
     settings, run = compose("train", "smoke/1", *overrides)
     return distil(settings, run), run.folder, overrides
@@ -73,7 +74,7 @@ def report(folder: Path) -> dict:
     return json.loads((folder / "report.json").read_text())
 
 
-def test_a_run_leaves_everything_behind(smoke):
+def test_a_run_leaves_everything_behind(smoke, library):
     score, folder, _ = smoke
     written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     plots = {f"plots/{name}.png" for name in ("acceptance_by_step", "acceptance_histogram", "prefix_survival")}
@@ -86,6 +87,10 @@ def test_a_run_leaves_everything_behind(smoke):
         (TRAINED, 4),
     ]
     assert all(m["lossless"] == m["chain_walk"] == {"equal": 4, "total": 4} for m in content["measurements"])
+    assert content["used"]["loss"].startswith("1.0 CrossEntropy(), weighted dpace(alpha=0.5)")
+    assert "attention eager" in content["used"]["target"] and "float32" in content["used"]["target"]
+    assert content["used"]["strategy"] == "SingleDeviceStrategy on 1 x CPUAccelerator"
+    assert list(library.joinpath("cache", "features").rglob("*.safetensors"))
     assert score == content["measurements"][0]["acceptance"]["mean"] >= 1
     assert [point["step"] for point in content["curve"]] == [0, 10, 20]
     rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))

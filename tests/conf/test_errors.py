@@ -95,7 +95,7 @@ def test_missing_values_are_named(hydra_ready):
 def test_keys_that_do_not_compose_are_listed_with_suggestions(hydra_ready):
     overrides = ["blocksize=4", "draft.dpth=3", "steps=abc", "data=nope", "eval_every=0"]
     found = composition_findings("train", overrides)
-    assert found[0].startswith("data=nope: choose one of corpus, file")
+    assert found[0].startswith("data=nope: choose one of codealpaca, corpus, file")
     assert found[1] == "blocksize=4: there is no key blocksize; did you mean block_size?"
     assert found[2] == "draft.dpth=3: there is no key draft.dpth; did you mean draft.depth?"
     assert found[3].startswith("steps=abc:") and "as in steps=1400" in found[3]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from dflash.assemble.compute import announce_compute
 from dflash.assemble.parts import build_parts
 from dflash.assemble.train import make_module, train_parts
+from dflash.assemble.used import announce_used
 
 SHARDS = "trainer.strategy"
 
@@ -70,12 +70,14 @@ def test_a_run_is_made_and_told_as_it_was_asked_for(settings, tmp_path):
     plain = settings("target=random_gpt_oss", "compile=eager", "activation_checkpointing=true")
     parts = train_parts(plain)
     loaded = parts["target"]()
-    draft = make_module(plain, parts, loaded).draft
+    module = make_module(plain, parts, loaded)
+    draft = module.draft
     assert draft.checkpoint_layers and draft._compiled_call_impl is not None
     assert all(torch._dynamo.OptimizedModule is not type(module) for module in draft.modules())
     trainer = build_parts(plain, {"trainer": None})["trainer"](logger=False, default_root_dir=tmp_path)
     text = io.StringIO()
-    told = announce_compute(plain, parts["attention"], trainer, loaded.target, Console(file=text))
-    assert told["draft_attention"] == "Dense" and told["strategy"] == "SingleDeviceStrategy" and told["ranks"] == 1
-    assert (told["compile"], told["activation_checkpointing"]) == ("eager", True)
-    assert "draft attention Dense" in text.getvalue() and "precision 32-true" in text.getvalue()
+    told = announce_used(plain, loaded, module, trainer, Console(file=text, width=200))
+    assert told["draft"].startswith("attention Dense()") and "compiled by eager" in told["draft"]
+    assert "computed again" in told["draft"] and told["strategy"] == "SingleDeviceStrategy on 1 x CPUAccelerator"
+    assert told["precision"] == "32-true; draft weights float32" and "attention eager" in told["target"]
+    assert told["optimizer"] in text.getvalue()

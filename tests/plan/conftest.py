@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import hydra
 import pytest
 
 from dflash.assemble.plan import make_plan
 from dflash.assemble.train import train_parts, untied_module
-from dflash.compose import check, register
-from dflash.compose.keys import CONF
+from dflash.compose import read_settings
 from dflash.plan.ledger import Rates
 
 RATES = Rates(flops=1e12, bytes=1e11)
@@ -22,9 +20,7 @@ def settings() -> Callable[..., dict]:
 
     def compose(*overrides: str) -> dict:
         every = [*([] if any("experiment=" in o for o in overrides) else ["experiment=smoke"]), *overrides]
-        register()
-        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
-            return check(hydra.compose("train", overrides=every), config_name="train", overrides=every)
+        return read_settings("train", every)
 
     return compose
 

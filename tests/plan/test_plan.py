@@ -36,6 +36,14 @@ def test_parts_add_up_to_the_peak(planned):
         assert min(plan.parts.values()) > 0, plan.parts
 
 
+def test_several_devices_copy_the_draft_or_share_it(planned):
+    """DDP keeps a copy of the gradients for their exchange; of FSDP's shards each device has its own."""
+    one, ddp, fsdp = planned("optimizer=adamw"), planned("trainer=cpu_ddp"), planned("trainer=cpu_fsdp")
+    assert ddp.parts["gradient buckets"] == ddp.rehearsal.gradient_bytes and ddp.num_rows == 2 * one.num_rows
+    assert ddp.parts["draft weights"] == one.parts["draft weights"] == 2 * fsdp.parts["draft weights"]
+    assert ddp.memory_bytes == one.memory_bytes // 2 and "gradient buckets" not in fsdp.parts
+
+
 def test_work_follows_the_sizes(planned):
     one, two = planned(), planned("data.batch_size=4")
     for name in (TARGET, OBJECTIVE):
