@@ -142,11 +142,11 @@ def train_parts(settings: dict) -> dict[str, Any]:
 def make_module(settings: dict, parts: dict, loaded: LoadedTarget) -> DistillationModule:
     module = untied_module(settings, parts, loaded.target, mask_token_id=loaded.mask_token_id)
     module.contract = make_contract(loaded, module.draft.shape)
-    if settings["compile"] is not None:
-        module.draft.compile(backend=settings["compile"])  # in place: no weight changes its name
     if settings["init_from"] is not None:
         start = resolve_checkpoint(settings["init_from"], settings["paths"]["outputs"])
         adopt(module.draft, find_source(start).load(loaded)[0])
+    if settings["compile"] is not None:
+        module.draft.compile(backend=settings["compile"])  # in place: no weight changes its name
     return module
 
 

@@ -116,8 +116,6 @@ def _explain(override: str, error: Exception, config_name: str, good: Sequence[s
         options = sorted(file.stem for file in (CONF / key).glob("*.yaml"))
         if override.partition("=")[2] in options:  # an option there is, but not for this script
             return f"{override}: {first_line(error)}"
-        if override.partition("=")[2] in options:  # an option there is, but not for this script
-            return f"{override}: {first_line(error)}"
         return f"{override}: choose one of {', '.join(options)}"
     config = hydra.compose(config_name, overrides=list(good))
     keys = list(_dotted(config)) + [path.name for path in CONF.iterdir() if path.is_dir()]
