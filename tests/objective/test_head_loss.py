@@ -21,11 +21,15 @@ LOSSES = {
 }
 
 
+ROWS = [[(4, 14), (2, 15)], [(1, 39)], [(30, 1)]]
+IDS = packed_batch(ROWS, length=40).ids_BS
+
+
 @pytest.fixture(scope="module")
 def case():
     """(target, hidden states, blocks, features): one row has no anchor."""
     target = tiny_target("qwen3")
-    batch = packed_batch([[(4, 14), (2, 15)], [(1, 39)], [(30, 1)]], length=40)
+    batch = packed_batch(ROWS, length=40)
     anchors, valid = draw_anchors(batch, num_anchors=6, generator=seeded_generator(0))
     blocks = make_blocks(batch, anchors, valid, block_size=5, mask_token_id=MASK)
     features = target.features(batch, (0,), with_last=True)
@@ -55,6 +59,24 @@ def test_chunks_equal_the_whole_and_reach_the_head(case, name):
     torch.testing.assert_close(gradients, expected)
     assert all(bool(gradient.any()) for gradient in gradients), "something of the head is not trained"
     assert LOSSES[name].needs_target == (name == "dspark")
+
+
+@pytest.mark.parametrize("name", ["markov", "gru"])
+@torch.no_grad()
+def test_a_head_is_given_the_tokens_before_each_slot_and_never_the_label(case, name):
+    """By plain loops over the rows: what stands right before slot k is the data's token at anchor + k - 1."""
+    target, hidden, blocks, features = case
+    head = headed_draft(target, name).head
+    terms = Objective({"ce": (1.0, CrossEntropy())}, uniform())(hidden, blocks, features, target, head=head)
+    total = 0.0
+    for b, a in blocks.valid_BA.nonzero().tolist():
+        anchor, memory = int(blocks.anchors_BA[b, a]), None
+        for k in range(1, int(blocks.label_mask_BAK[b, a].sum()) + 1):
+            before = IDS[b, anchor + k - 1]
+            memory = head.follow(memory, before[None], target.embed)
+            logits = head.correct(target.logits(hidden[b, a, k])[None], hidden[b, a, k][None], memory)
+            total -= float(logits.log_softmax(-1)[0, IDS[b, anchor + k]])
+    assert float(terms.numerator) == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.parametrize(("progress", "with_head"), [(0.0, False), (1.0, True)])
