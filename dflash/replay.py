@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 Pass = Callable[..., tuple[Tensor, ...]]  # of tensors only; may write into those it is given
-WARM_UP_CALLS = 32  # a recording costs as much as about a hundred calls save
+WARM_UP_CALLS = 64  # a recording costs about as much as a hundred calls of it save
 MOST_RECORDINGS = 64
 
 

@@ -18,6 +18,7 @@ from dflash.target.recurrent import Recurrence
 from dflash.types import Tree
 
 REPLAY_SLOTS = 128
+MOST_REPLAYED_ROWS = 16  # with more, arithmetic takes the time and not the interpreter
 
 if TYPE_CHECKING:
     from dflash.target.target import Target
@@ -30,6 +31,7 @@ class TargetSession:
         self.target = target
         self.capacity = capacity
         self.taps = taps
+        self.replays = target.replays is not None and batch_size <= MOST_REPLAYED_ROWS
         recurrent = target.plan.recurrent
         self.cache = SlotCache(
             num_layers=target.dims.num_layers,
@@ -62,7 +64,7 @@ class TargetSession:
         else:
             positions_BQ = self.lengths_B[:, None] + tree.depths_BK
             masks = self._tree_masks(slots_BQ, positions_BQ, tree, used)
-        buffers = self.cache.buffers(used) if self.target.replays is not None else None
+        buffers = self.cache.buffers(used) if self.replays else None
         if buffers is not None:
             return self.target.run_replayed(
                 ids_BQ, positions_BQ, slots_BQ, *(masks[w] for w in self.target.windows), *buffers, taps=self.taps
@@ -95,8 +97,8 @@ class TargetSession:
         self.longest = longest
 
     def _in_steps(self, count: int) -> int:
-        """``count`` slots, of a replaying target rounded up: recordings are of certain shapes, so few should occur."""
-        return count if self.target.replays is None else -(-count // REPLAY_SLOTS) * REPLAY_SLOTS
+        """``count`` slots, rounded up where steps are replayed: recordings have shapes, of which few should occur."""
+        return -(-count // REPLAY_SLOTS) * REPLAY_SLOTS if self.replays else count
 
     def _masks(self, slots_BQ: Tensor, used: int) -> dict[int | None, Tensor]:
         """Additive [B, 1, Q, used] per window: a token sees the slots up to its own, as far back as the window."""
