@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from dflash.replay import Replay
 from dflash.target.cache import SlotCache
+from dflash.target.deepest import run_to_deepest
 from dflash.target.documents import by_document
 from dflash.target.layers import plan_layers
 from dflash.target.masks import additive, packed_causal
@@ -119,12 +120,14 @@ class Target:
         """One teacher-forced pass over packed rows; documents do not see each other and positions restart with each.
 
         A recurrent layer of transformers cannot forget at a border inside a row, so such targets get a row for each
-        document. Autocast is off: training features must equal decoding features, so the target runs in its own dtype.
+        document. Without ``with_last`` the pass ends at the deepest tap. Autocast is off: training features must equal
+        decoding features, so the target runs in its own dtype.
         """
 
         def run(part: TokenBatch) -> tuple[Tensor, Tensor]:
             masks = {w: additive(packed_causal(part.documents_BS, w), self.dtype) for w in self.windows}
-            return self._run(part.ids_BS, positions=part.positions_BS, masks=masks, cache=None, taps=taps)
+            call = partial(self._run, part.ids_BS, positions=part.positions_BS, masks=masks, cache=None)
+            return call(taps=taps) if with_last or not taps else (None, run_to_deepest(call, self.blocks, taps))
 
         with torch.autocast(self.device.type, enabled=False):
             last_BSH, taps_BSTH = by_document(run, batch) if self.plan.recurrent else run(batch)

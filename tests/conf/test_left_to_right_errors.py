@@ -11,7 +11,10 @@ import pytest
         (["draft=eagle", "verify=ddtree"], r"draft\.left_to_right=true with a tree verifier: .*choose verify=chain"),
         (["draft=eagle", "verify=caddtree"], r"draft\.left_to_right=true with a tree verifier: .*choose verify=chain"),
         (["draft=eagle", "heads=gru"], r"draft\.left_to_right=true with a gru head: .*choose heads=none"),
-        (["baselines=lookup", "baselines.lookup.longest=0"], r"baselines\.lookup\.longest=0: must be a whole number of at least 1"),
+        (
+            ["baselines=lookup", "baselines.lookup.longest=0"],
+            r"baselines\.lookup\.longest=0: must be a whole number of at least 1",
+        ),
         (["callbacks=ema", "callbacks.average.decay=2"], r"callbacks\.average\.decay=2: must be"),
         (["objective=auf", "objective.normalise=mean"], r"objective\.normalise=mean: choose one of .*blocks"),
     ],
