@@ -64,7 +64,7 @@ def test_wrong_types_do_not_hide_other_findings(settings):
         (["data.length=20000"], "data.length=20000", "at most 16384"),
         (["decoding.max_new_tokens=20000"], "decoding.max_new_tokens=20000", "positions"),
         (["callbacks.acceptance.decode_every=150"], "callbacks.acceptance.decode_every=150", "multiple of eval_every"),
-        (["trainer=gpu", "device=cpu"], "device=cpu", "must share one"),
+        (["trainer=gpu", "device=cpu", "attention=dense"], "device=cpu", "must share one"),
         (["layout=sliding", "draft.layout.window=0"], "draft.layout.window=0", "at least 1"),
         (["data=file", "data.path=nowhere.jsonl"], "data.path=nowhere.jsonl", "does not exist"),
         (["prompts=file", "prompts.path=nowhere.jsonl"], "prompts.path=nowhere.jsonl", "does not exist"),
@@ -98,7 +98,7 @@ def test_keys_that_do_not_compose_are_listed_with_suggestions(hydra_ready):
     assert found[0].startswith("data=nope: choose one of codealpaca, corpus, file")
     assert found[1] == "blocksize=4: there is no key blocksize; did you mean block_size?"
     assert found[2] == "draft.dpth=3: there is no key draft.dpth; did you mean draft.depth?"
-    assert found[3].startswith("steps=abc:") and "as in steps=1400" in found[3]
+    assert found[3].startswith("steps=abc:") and "as in steps=1800" in found[3]
     assert any(line.startswith("eval_every=0") for line in found)
 
 
