@@ -33,6 +33,7 @@ from dflash.evaluation.plots import render, tidy
 from dflash.hub.assistant import load_assistant
 from dflash.hub.transfer import export
 from dflash.target.load import LoadedTarget, local_target
+from dflash.target.target import Target
 from dflash.training.checkpoint import find_checkpoint, load_draft
 
 Prompts = Sequence[Sequence[int]]
@@ -69,18 +70,25 @@ def theirs(loaded: LoadedTarget, *, tokens: int, **options) -> Contender:
 
 
 def contenders(loaded: LoadedTarget, draft, checkpoint: Path, folder: Path, *, tokens: int) -> dict[str, Contender]:
-    """Name -> contender; the first is the loop that all are held against, batch by batch."""
-    export(checkpoint, folder, format="transformers", target=loaded.target.name)
+    """Name -> contender; the first is the loop that all are held against, batch by batch.
+
+    Eager: without replayed steps. transformers knows no drafts with heads, so there it drafts only for those without.
+    """
+    eager = Target(loaded.target.model, name=loaded.target.name)
     loop, chain = AutoregressiveDecoder(loaded.target), SpeculativeDecoder(loaded.target, draft)
     tree = SpeculativeDecoder(loaded.target, draft, verifier=DDTree(num_nodes=16))
     limits = {"tokens": tokens, "stops": loaded.stop_token_ids}
     found = {f"ours: loop, batch {size}": ours(loop, batch_size=size, **limits) for size in (1, 4, 16)}
     found |= {f"ours: draft, batch {size}": ours(chain, batch_size=size, **limits) for size in (1, 4, 16)}
     found["ours: draft, tree of 16, batch 1"] = ours(tree, batch_size=1, **limits)
+    found["ours: loop, batch 1, eager"] = ours(AutoregressiveDecoder(eager), batch_size=1, **limits)
+    found["ours: draft, batch 1, eager"] = ours(SpeculativeDecoder(eager, draft), batch_size=1, **limits)
     found["transformers: loop"] = theirs(loaded, tokens=tokens)
     found["transformers: prompt lookup"] = theirs(loaded, tokens=tokens, prompt_lookup_num_tokens=7)
-    assistant = load_assistant(folder)
-    found["transformers: dflash"] = theirs(loaded, tokens=tokens, assistant_model=assistant, speculation_type="dflash")
+    if draft.shape.head is None:
+        export(checkpoint, folder, format="transformers", target=loaded.target.name)
+        helper = load_assistant(folder)
+        found["transformers: dflash"] = theirs(loaded, tokens=tokens, assistant_model=helper, speculation_type="dflash")
     return found
 
 
@@ -207,7 +215,9 @@ def main() -> None:
     options = parser.parse_args()
     console = Console()
     keep_freed_memory()
-    loaded = local_target(path=options.target, attention="fused", experts="grouped_mm", device=options.device)()
+    loaded = local_target(
+        path=options.target, attention="fused", experts="grouped_mm", device=options.device, replay=True
+    )()
     checkpoint = find_checkpoint(options.checkpoint)
     draft = load_draft(checkpoint, loaded)
     prompts = read_prompts("assets/prompts/held_out.jsonl", loaded.tokenizer, count=options.prompts)
