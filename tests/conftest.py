@@ -11,6 +11,7 @@ from dflash.target.tokenizer import train_tokenizer
 
 def pytest_addoption(parser):
     parser.addoption("--fuzz-cases", type=int, default=500, help="random decoding cases to run (%(default)s)")
+    parser.addoption("--fuzz-table", help="file for a table of what those cases compared")
 
 
 @pytest.fixture(scope="session", autouse=True)

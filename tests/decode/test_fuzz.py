@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 from scripted import ScriptedDraft
 from toys import HYBRID_FAMILIES, TARGET_FAMILIES, tiny_draft, tiny_target
@@ -95,8 +97,8 @@ def expected(tokens: tuple[int, ...], limit: int, stops: list[int]) -> tuple[tup
     return tokens[:limit], False
 
 
-def run_case(number: int) -> str | None:
-    """What differs, in words; None where nothing does."""
+def run_case(number: int, counts: Counter | None = None) -> str | None:
+    """What differs, in words; None where nothing does. ``counts``: how many outputs each kind of case compared."""
     dice, turn = random.Random(number), number // len(TARGET_FAMILIES)
     family = TARGET_FAMILIES[number % len(TARGET_FAMILIES)]
     here = world(family, (number % len(TARGET_FAMILIES) + turn // 50) % len(SAMPLINGS))
@@ -113,7 +115,11 @@ def run_case(number: int) -> str | None:
     traces, _ = decoder.generate(
         [here.prompts[row] for row in rows], max_new_tokens=limit, stop_token_ids=stops, first_index=first
     )
+    kind = "tree" if verifier.needs_tree else "chain"
+    how = "greedy" if here.sampling.greedy else "sampled"
     for row, trace in zip(rows, traces, strict=True):
+        if counts is not None:
+            counts[family, f"{kind}, {how}"] += 1
         wanted = expected(here.outputs[row], limit, stops)
         if (trace.tokens, trace.stopped) != wanted or sum(trace.lengths) + 1 != len(trace.tokens):
             what = f"{family}, block {block_size}, {verifier}, {type(draft).__name__}, {here.sampling}, prompt {row}"
@@ -121,6 +127,20 @@ def run_case(number: int) -> str | None:
     return None
 
 
+def as_table(counts: Counter) -> str:
+    """Markdown: outputs compared by family and kind of case."""
+    kinds = sorted({kind for _, kind in counts})
+    lines = [f"| target | {' | '.join(kinds)} |", "| --- |" + " ---: |" * len(kinds)]
+    for family in TARGET_FAMILIES:
+        cells = (f"{counts[family, kind]:,}" if counts[family, kind] else "-" for kind in kinds)
+        lines.append(f"| {family} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def test_not_one_token_differs(pytestconfig):
-    failures = [failure for failure in map(run_case, range(pytestconfig.getoption("--fuzz-cases"))) if failure]
+    counts = Counter()
+    failures = [f for f in (run_case(i, counts) for i in range(pytestconfig.getoption("--fuzz-cases"))) if f]
+    table = pytestconfig.getoption("--fuzz-table")
+    if table is not None:
+        Path(table).write_text(as_table(counts))
     assert not failures, "\n".join(failures)
