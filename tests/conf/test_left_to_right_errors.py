@@ -26,4 +26,5 @@ def test_each_is_one_sentence(settings, overrides, finding):
 
 def test_chains_of_every_kind_are_fine(settings):
     for verify in ("chain", "rejection", "adaptive"):
-        assert settings("draft=eagle", "heads=none", f"verify={verify}", "baselines=lookup")["draft"]["left_to_right"] is True
+        draft = settings("draft=eagle", "heads=none", f"verify={verify}", "baselines=lookup")["draft"]
+        assert draft["left_to_right"] is True
