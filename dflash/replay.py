@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 Pass = Callable[..., tuple[Tensor, ...]]  # of tensors only; may write into those it is given
 WARM_UP_CALLS = 64  # a recording costs about as much as a hundred calls of it save
 MOST_RECORDINGS = 64
+REPLAY_SLOTS = 128  # sessions show their passes multiples of so many slots, that few shapes occur
+MOST_REPLAYED_ROWS = 16  # with more, arithmetic takes the time and not the interpreter
 
 
 class Replay:

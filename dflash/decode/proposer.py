@@ -13,7 +13,9 @@ from torch import Tensor
 
 from dflash.draft.draft import Draft
 from dflash.draft.heads.slots import Slots, make_slots
+from dflash.draft.session import DraftReplays, DraftSession
 from dflash.draft.stepping import SteppedSlots
+from dflash.replay import MOST_REPLAYED_ROWS
 from dflash.target.target import Target
 
 
@@ -56,9 +58,12 @@ class BlockProposer(Proposer):
         self.draft = draft
         self.taps, self.block_size = draft.shape.taps, draft.shape.block_size
         self.confident = draft.shape.head is not None and draft.shape.head.confident
+        self.replays = DraftReplays(draft)
 
     def open(self, target: Target, batch_size: int, *, capacity: int, block_size: int) -> Proposing:
-        return _Blocks(self.draft, target, batch_size, capacity=capacity, block_size=block_size)
+        replayed = target.replays is not None and batch_size <= MOST_REPLAYED_ROWS  # as the target's own steps
+        session = self.draft.open(batch_size, capacity=capacity, replays=self.replays if replayed else None)
+        return _Blocks(session, target, block_size=block_size)
 
 
 class StepProposer(Proposer):
@@ -82,9 +87,9 @@ def proposer_of(draft: Draft | Proposer) -> Proposer:
 
 
 class _Blocks:
-    def __init__(self, draft: Draft, target: Target, batch_size: int, *, capacity: int, block_size: int):
-        self.draft, self.target = draft, target
-        self.session = draft.open(batch_size, capacity=capacity)
+    def __init__(self, session: DraftSession, target: Target, *, block_size: int):
+        self.session, self.target = session, target
+        self.draft = draft = session.draft
         self.noise_D = torch.full((block_size - 1,), draft.shape.mask_token_id, device=target.device)
 
     def extend(self, ids_BQ: Tensor, taps_BQTH: Tensor | None, counts_B: Tensor, *, longest: int, ragged: bool) -> None:

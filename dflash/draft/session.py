@@ -5,27 +5,34 @@ Context features are projected once, when their tokens are accepted; a block's o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dflash.replay import REPLAY_SLOTS, Replay
+
 if TYPE_CHECKING:
     from dflash.draft.draft import Draft
 
 
 class DraftSession:
-    """Opened by ``Draft.open``. lengths_B: long [B], context tokens each row holds."""
+    """Opened by ``Draft.open``. lengths_B: long [B], context tokens each row holds.
 
-    def __init__(self, draft: Draft, *, batch_size: int, capacity: int):
+    replays: recordings of its two passes, over contexts of rounded length, or None for eager ones.
+    """
+
+    def __init__(self, draft: Draft, *, batch_size: int, capacity: int, replays: DraftReplays | None = None):
         shape, weight = draft.shape, draft.fc.weight
         self.draft = draft
-        self.capacity = capacity
+        self.replays = replays
+        self.capacity = self._in_steps(capacity)
         self.lengths_B = torch.zeros(batch_size, dtype=torch.long, device=weight.device)
         self.longest = 0
         self.ragged = False  # whether rows differ in length
-        size = (batch_size, capacity, shape.num_kv_heads, shape.head_dim)
+        size = (batch_size, self.capacity, shape.num_kv_heads, shape.head_dim)
         self.keys_values = [(weight.new_zeros(size), weight.new_zeros(size)) for _ in draft.layers]
 
     @torch.no_grad()
@@ -39,11 +46,11 @@ class DraftSession:
         if self.longest + Q > self.capacity:
             raise ValueError(f"draft session: {self.longest + Q} tokens do not fit its capacity of {self.capacity}")
         slots_BQ = self.lengths_B[:, None] + torch.arange(Q, device=self.lengths_B.device)
-        rope = self.draft.rotary(slots_BQ)
-        contexts = self.draft.fuse(taps_BQTH)
-        for layer, context_BQH, buffers in zip(self.draft.layers, contexts, self.keys_values, strict=True):
-            for buffer, new in zip(buffers, layer.self_attn.context_keys_values(context_BQH, rope), strict=True):
-                _write(buffer, new, slots_BQ)
+        buffers = self._buffers(self.capacity)
+        if self.replays is None:
+            _extend(self.draft, taps_BQTH, slots_BQ, buffers)
+        else:
+            self.replays.extend(taps_BQTH, slots_BQ, *buffers)
         self.lengths_B = self.lengths_B + counts_B
         self.longest, self.ragged = longest, ragged
 
@@ -52,12 +59,10 @@ class DraftSession:
         """Hidden states [B, K, H] of the blocks whose anchors stand right behind each row's context."""
         K = noise_BKH.shape[1]
         positions_BK = self.lengths_B[:, None] + torch.arange(K, device=self.lengths_B.device)
-        rope = self.draft.rotary(positions_BK)
-        masks = {window: self.mask(positions_BK, window, num_inside=K) for window in set(self.draft.shape.layout)}
-        hidden = noise_BKH.to(self.draft.fc.weight.dtype)
-        for layer, buffers in zip(self.draft.layers, self.keys_values, strict=True):
-            hidden = layer(hidden, rope, self.attend_to(buffers, masks[layer.window]))
-        return self.draft.norm(hidden)
+        masks = [self.mask(positions_BK, window, num_inside=K) for window in _windows(self.draft)]
+        if self.replays is None:
+            return _propose(self.draft, noise_BKH, positions_BK, masks, self._buffers(self.num_seen))
+        return self.replays.propose(noise_BKH, positions_BK, *masks, *self._buffers(self.num_seen))[0]
 
     def select(self, rows: Tensor, *, longest: int, ragged: bool) -> None:
         """Keep only these rows of the batch; ``longest`` and ``ragged`` are those of the rows that stay."""
@@ -66,35 +71,87 @@ class DraftSession:
         self.keys_values = [(key[rows], value[rows]) for key, value in self.keys_values]
 
     def mask(self, positions_BK: Tensor, window: int | None, *, num_inside: int) -> Tensor | None:
-        """bool [B, 1, K, longest + num_inside], or None where every slot sees every key: those of the context, and
+        """bool [B, 1, K, num_seen + num_inside], or None where every slot sees every key: those of the context, and
         ``num_inside`` of its own block, of which the K are the last."""
         causal = self.draft.shape.causal
-        if window is None and not self.ragged and not causal:
+        if window is None and not self.ragged and not causal and self.replays is None:
             return None
         B, K = positions_BK.shape
-        index = torch.arange(self.longest, device=positions_BK.device)
+        index = torch.arange(self.num_seen, device=positions_BK.device)
         seen = (index < self.lengths_B[:, None])[:, None]
         if window is not None:
             seen = seen & (positions_BK[..., None] - index < window)
-        context = seen.expand(B, K, self.longest)
+        context = seen.expand(B, K, self.num_seen)
         inside = context.new_ones(K, num_inside)
         inside = inside.tril(num_inside - K) if causal else inside
         return torch.cat([context, inside.expand(B, K, num_inside)], dim=-1)[:, None]
 
+    @property
+    def num_seen(self) -> int:
+        """Context slots that a block is shown, masked where a row has not come so far."""
+        return self._in_steps(self.longest)
+
     def attend_to(self, buffers: tuple[Tensor, Tensor], mask: Tensor | None):
         """How a layer's queries attend to its context buffers and the block's own keys and values."""
+        return _attend_to(tuple(buffer[:, : self.num_seen] for buffer in buffers), mask)
 
-        def attend(query_BKND: Tensor, block: tuple[Tensor, Tensor]) -> Tensor:
-            key, value = (
-                torch.cat([buffer[:, : self.longest], new], dim=1).transpose(1, 2)
-                for buffer, new in zip(buffers, block, strict=True)
-            )
-            out = F.scaled_dot_product_attention(
-                query_BKND.transpose(1, 2), key, value, attn_mask=mask, enable_gqa=True
-            )
-            return out.transpose(1, 2)
+    def _buffers(self, length: int) -> list[Tensor]:
+        return [buffer[:, :length] for pair in self.keys_values for buffer in pair]
 
-        return attend
+    def _in_steps(self, count: int) -> int:
+        """``count`` slots, rounded up where passes are replayed: recordings have shapes, of which few should occur."""
+        return count if self.replays is None else -(-count // REPLAY_SLOTS) * REPLAY_SLOTS
+
+
+class DraftReplays:
+    """Recordings of the passes of a draft's sessions; see ``dflash.replay``."""
+
+    def __init__(self, draft: Draft):
+        count = len(_windows(draft))
+
+        def propose(noise: Tensor, positions: Tensor, *others: Tensor) -> tuple[Tensor]:
+            return (_propose(draft, noise, positions, others[:count], others[count:]),)
+
+        self.extend = Replay(lambda taps, slots, *buffers: _extend(draft, taps, slots, buffers), [draft])
+        self.propose = Replay(propose, [draft])
+
+
+def _windows(draft: Draft) -> tuple[int | None, ...]:
+    """Each window once, full attention first."""
+    return tuple(sorted(set(draft.shape.layout), key=lambda window: window or 0))
+
+
+def _extend(draft: Draft, taps_BQTH: Tensor, slots_BQ: Tensor, buffers: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Project features to context keys and values, write them at their slots, and return them."""
+    rope, contexts = draft.rotary(slots_BQ), draft.fuse(taps_BQTH)
+    written = []
+    for layer, context_BQH in zip(draft.layers, contexts, strict=True):
+        written += layer.self_attn.context_keys_values(context_BQH, rope)
+    for buffer, new in zip(buffers, written, strict=True):
+        _write(buffer, new, slots_BQ)
+    return tuple(written)
+
+
+def _propose(
+    draft: Draft, noise_BKH: Tensor, positions_BK: Tensor, masks: Sequence, buffers: Sequence[Tensor]
+) -> Tensor:
+    """One pass over blocks, given a mask for each window, and keys and values of the context for each layer."""
+    rope, by_window = draft.rotary(positions_BK), dict(zip(_windows(draft), masks, strict=True))
+    hidden = noise_BKH.to(draft.norm.weight.dtype)
+    for layer, context in zip(draft.layers, zip(buffers[::2], buffers[1::2], strict=True), strict=True):
+        hidden = layer(hidden, rope, _attend_to(context, by_window[layer.window]))
+    return draft.norm(hidden)
+
+
+def _attend_to(context: tuple[Tensor, Tensor], mask: Tensor | None):
+    def attend(query_BKND: Tensor, block: tuple[Tensor, Tensor]) -> Tensor:
+        key, value = (
+            torch.cat([buffer, new], dim=1).transpose(1, 2) for buffer, new in zip(context, block, strict=True)
+        )
+        out = F.scaled_dot_product_attention(query_BKND.transpose(1, 2), key, value, attn_mask=mask, enable_gqa=True)
+        return out.transpose(1, 2)
+
+    return attend
 
 
 def _write(buffer: Tensor, new: Tensor, slots_BQ: Tensor) -> None:

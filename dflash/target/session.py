@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dflash.replay import MOST_REPLAYED_ROWS, REPLAY_SLOTS
 from dflash.target.cache import SlotCache, as_slots, capacity_error
 from dflash.target.layers import fresh_states
 from dflash.target.masks import additive, tree_over_slots
 from dflash.target.recurrent import Recurrence
 from dflash.types import Tree
-
-REPLAY_SLOTS = 128
-MOST_REPLAYED_ROWS = 16  # with more, arithmetic takes the time and not the interpreter
 
 if TYPE_CHECKING:
     from dflash.target.target import Target

@@ -31,9 +31,10 @@ def test_decoding_is_the_same(family, verifier):
         pytest.skip("no trees over recurrent layers")
     replayed = replaying(eager)
     draft = tiny_draft(eager)
-    results = []
+    results, decoders = [], []
     for target in (eager, replayed):
         decoder = SpeculativeDecoder(target, draft, verifier=verifier)
+        decoders.append(decoder)
         traces, _ = decoder.generate(PROMPTS, max_new_tokens=24)
         own, _ = AutoregressiveDecoder(target).generate(PROMPTS, max_new_tokens=24)
         assert [t.tokens for t in traces] == [t.tokens for t in own]
@@ -45,6 +46,10 @@ def test_decoding_is_the_same(family, verifier):
     recordings = sum(replay.num_recordings for replay in replayed.replays.values())
     refusals = {replay.refused for replay in replayed.replays.values()} - {None}
     assert recordings > 0 and not refusals
+    drafting = decoders[1].proposer.replays
+    assert drafting.propose.num_recordings > 0 and drafting.extend.num_recordings > 0
+    assert drafting.propose.refused is None and drafting.extend.refused is None
+    assert decoders[0].proposer.replays.propose.num_recordings == 0
 
 
 def test_eager_experts_are_not_recorded():
