@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -299,7 +300,7 @@ def conversation(rng: random.Random) -> list[dict]:
 @pytest.fixture(scope="module")
 def embedded():
     """The embedded target's own tokenizer, with the harmony special tokens, under the rules of gpt-oss."""
-    tokenizer = read_reading("assets/tiny_gpt_oss").tokenizer
+    tokenizer = read_reading(str(Path(__file__).parents[2] / "assets" / "tiny_gpt_oss")).tokenizer
     tokenizer.chat_template = HARMONY
     return tokenizer
 

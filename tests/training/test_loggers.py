@@ -7,6 +7,7 @@ import csv
 import lightning as L
 import pytest
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from dflash.training.callbacks import AcceptanceEval
 from dflash.training.fitting import open_loggers
@@ -20,6 +21,7 @@ def run(tmp_path_factory):
     """The folder of a short run with both loggers, and the acceptance it measured."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_SILENT", "true")
+        patch.setattr(rank_zero_only, "rank", 0)  # tests of several ranks, in this process before, may have set it
         folder = tmp_path_factory.mktemp("run")
         factories = [
             lambda save_dir: CSVLogger(save_dir, name="", version="", flush_logs_every_n_steps=1),
