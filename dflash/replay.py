@@ -22,6 +22,11 @@ REPLAY_SLOTS = 128  # sessions show their passes multiples of so many slots, tha
 MOST_REPLAYED_ROWS = 16  # with more, arithmetic takes the time and not the interpreter
 
 
+def in_steps(count: int) -> int:
+    """``count`` slots rounded up: recordings have shapes, of which few should occur."""
+    return -(-count // REPLAY_SLOTS) * REPLAY_SLOTS
+
+
 class Replay:
     """Calls ``run(*tensors)``, from a recording where one is worth it.
 

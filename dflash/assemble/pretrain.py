@@ -22,7 +22,7 @@ from dflash.evaluation.report import write_whole
 from dflash.target.families import build_model
 from dflash.target.tokenizer import train_tokenizer
 from dflash.training.fitting import Callback, begin, fit, make_trainer, open_loggers, periodic_checkpoints, resume_from
-from dflash.training.pretrain import PretrainModule, average_weights, held_out_bits
+from dflash.training.pretrain import PretrainModule, average_weights, held_out_bits, read_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,12 +74,13 @@ def pretrain(
         steps=settings["steps"],
         held_out_bytes=num_bytes,
     )
+    other_weights = read_weights(module, others)  # what is wrong with them is told before training
     trainer = _trainer(settings, parts, run.folder)
     with phases("train"):
         fit(trainer, module, data, resume=resume)
         trainer.save_checkpoint(run.folder / "checkpoints" / "last.ckpt")
-    if others:
-        average_weights(module, others)
+    if other_weights:
+        average_weights(module, other_weights)
     with phases("held out"):  # of what is saved: weights rounded to bf16, computed in fp32
         model.to(settings["device"], torch.bfloat16).float()  # Lightning leaves a model on the processor
         bits = held_out_bits(model, data.held_out_batches(), num_bytes=num_bytes)

@@ -30,10 +30,11 @@ def current_run() -> Run:
     pairs = [override.partition("=") for override in job.overrides.task]
     overrides = {key_of(key): OmegaConf.create({"v": value}).v for key, _, value in pairs}
     command = " ".join(["python", Path(sys.argv[0]).name, *job.overrides.task])
-    return Run(Path(job.runtime.output_dir), command, {k: _number(v) for k, v in overrides.items()})
+    return Run(Path(job.runtime.output_dir), command, {k: number_or_text(v) for k, v in overrides.items()})
 
 
-def _number(text: str) -> Any:
+def number_or_text(text: str) -> Any:
+    """The whole number or the float that ``text`` spells, else the text."""
     for convert in (int, float):
         try:
             return convert(text)

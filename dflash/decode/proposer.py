@@ -15,7 +15,6 @@ from dflash.draft.draft import Draft
 from dflash.draft.heads.slots import Slots, make_slots
 from dflash.draft.session import DraftReplays, DraftSession
 from dflash.draft.stepping import SteppedSlots
-from dflash.replay import MOST_REPLAYED_ROWS
 from dflash.target.target import Target
 
 
@@ -61,8 +60,8 @@ class BlockProposer(Proposer):
         self.replays = DraftReplays(draft)
 
     def open(self, target: Target, batch_size: int, *, capacity: int, block_size: int) -> Proposing:
-        replayed = target.replays is not None and batch_size <= MOST_REPLAYED_ROWS  # as the target's own steps
-        session = self.draft.open(batch_size, capacity=capacity, replays=self.replays if replayed else None)
+        replays = self.replays if target.replays_batch(batch_size) else None
+        session = self.draft.open(batch_size, capacity=capacity, replays=replays)
         return _Blocks(session, target, block_size=block_size)
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dflash.replay import REPLAY_SLOTS, Replay
+from dflash.replay import Replay, in_steps
 
 if TYPE_CHECKING:
     from dflash.draft.draft import Draft
@@ -28,7 +28,7 @@ class DraftSession:
         shape, weight = draft.shape, draft.fc.weight
         self.draft = draft
         self.replays = replays
-        self.capacity = self._in_steps(capacity)
+        self.capacity = capacity if replays is None else in_steps(capacity)
         self.lengths_B = torch.zeros(batch_size, dtype=torch.long, device=weight.device)
         self.longest = 0
         self.ragged = False  # whether rows differ in length
@@ -89,7 +89,7 @@ class DraftSession:
     @property
     def num_seen(self) -> int:
         """Context slots that a block is shown, masked where a row has not come so far."""
-        return self._in_steps(self.longest)
+        return self.longest if self.replays is None else in_steps(self.longest)
 
     def attend_to(self, buffers: tuple[Tensor, Tensor], mask: Tensor | None):
         """How a layer's queries attend to its context buffers and the block's own keys and values."""
@@ -97,10 +97,6 @@ class DraftSession:
 
     def _buffers(self, length: int) -> list[Tensor]:
         return [buffer[:, :length] for pair in self.keys_values for buffer in pair]
-
-    def _in_steps(self, count: int) -> int:
-        """``count`` slots, rounded up where passes are replayed: recordings have shapes, of which few should occur."""
-        return count if self.replays is None else -(-count // REPLAY_SLOTS) * REPLAY_SLOTS
 
 
 class DraftReplays:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dflash.compose.job import number_or_text
 from dflash.evaluation.fields import flat
 from dflash.evaluation.report import csv_text, plain, write_whole
 
@@ -106,12 +107,7 @@ def _value(key: str, text: str) -> Any:
         return None
     if key in TEXT:
         return text
-    for convert in (int, float):
-        try:
-            return convert(text)
-        except ValueError:
-            continue
-    return text
+    return number_or_text(text)
 
 
 def by_condition(rows: Sequence[Row]) -> Iterator[tuple[tuple, list[Row]]]:

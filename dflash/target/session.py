@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dflash.replay import MOST_REPLAYED_ROWS, REPLAY_SLOTS
+from dflash.replay import in_steps
 from dflash.target.cache import SlotCache, as_slots, capacity_error
 from dflash.target.layers import fresh_states
 from dflash.target.masks import additive, tree_over_slots
@@ -29,11 +29,11 @@ class TargetSession:
         self.target = target
         self.capacity = capacity
         self.taps = taps
-        self.replays = target.replays is not None and batch_size <= MOST_REPLAYED_ROWS
+        self.replays = target.replays_batch(batch_size)
         recurrent = target.plan.recurrent
         self.cache = SlotCache(
             num_layers=target.dims.num_layers,
-            capacity=self._in_steps(capacity),
+            capacity=in_steps(capacity) if self.replays else capacity,
             states=fresh_states(target.config, recurrent),
         )
         self.recurrence = Recurrence(self.cache, target.blocks, recurrent)
@@ -55,7 +55,7 @@ class TargetSession:
         if used > self.capacity:
             raise capacity_error(used, self.capacity)
         slots_BQ = as_slots(self.lengths_B, Q)
-        used = self._in_steps(used)
+        used = in_steps(used) if self.replays else used
         self.cache.write_at(slots_BQ, num_used=used)
         if tree is None:
             positions_BQ, masks = slots_BQ, self._masks(slots_BQ, used)
@@ -93,10 +93,6 @@ class TargetSession:
         self.recurrence.select(rows)
         self.lengths_B = self.lengths_B[rows]
         self.longest = longest
-
-    def _in_steps(self, count: int) -> int:
-        """``count`` slots, rounded up where steps are replayed: recordings have shapes, of which few should occur."""
-        return -(-count // REPLAY_SLOTS) * REPLAY_SLOTS if self.replays else count
 
     def _masks(self, slots_BQ: Tensor, used: int) -> dict[int | None, Tensor]:
         """Additive [B, 1, Q, used] per window: a token sees the slots up to its own, as far back as the window."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dflash.replay import Replay
+from dflash.replay import MOST_REPLAYED_ROWS, Replay
 from dflash.target.cache import SlotCache
 from dflash.target.deepest import run_to_deepest
 from dflash.target.documents import by_document
@@ -158,6 +158,10 @@ class Target:
     def run_cached(self, ids_BQ: Tensor, *, positions_BQ: Tensor, masks: dict, cache: SlotCache, taps: tuple):
         """One pass over the slot cache; see ``TargetSession.advance``."""
         return self._run(ids_BQ, positions=positions_BQ, masks=masks, cache=cache, taps=taps)
+
+    def replays_batch(self, batch_size: int) -> bool:
+        """Whether sessions of so many rows run from recordings, the draft's as well as the target's."""
+        return self.replays is not None and batch_size <= MOST_REPLAYED_ROWS
 
     def run_replayed(self, *tensors: Tensor, taps: tuple[int, ...]):
         """``run_cached`` as a pass of tensors only: ids_BQ, positions_BQ, slots_BQ, a mask for each of ``windows``, and

@@ -61,19 +61,24 @@ def _scored_nats(model: PreTrainedModel, batch: TokenBatch) -> float:
     return nll_BS[counted_BS & batch.supervised_BS].double().sum().item()
 
 
-def average_weights(module: L.LightningModule, checkpoints: Sequence[Path]) -> None:
-    """The module's weights become the mean of its own and those of the checkpoints, in place.
+def read_weights(module: L.LightningModule, checkpoints: Sequence[Path]) -> list[dict[str, Tensor]]:
+    """The weights of checkpoints of other runs of ``module``. Raises ValueError for other names or shapes."""
+    states = [torch.load(path, map_location="cpu", weights_only=True)["state_dict"] for path in checkpoints]
+    own = {name: weight.shape for name, weight in module.state_dict().items()}
+    for path, state in zip(checkpoints, states, strict=True):
+        if {name: weight.shape for name, weight in state.items()} != own:
+            raise ValueError(f"task.average_with={str(path)!r}: its weights have other names or shapes than this model")
+    return states
+
+
+def average_weights(module: L.LightningModule, states: Sequence[dict[str, Tensor]]) -> None:
+    """The module's weights become the mean of its own and ``states``, in place.
 
     Runs that part on the plateau of one schedule end in one basin, whose middle generalises better than either end
-    (model soups, arXiv 2203.05482). Raises ValueError for weights of another shape.
+    (model soups, arXiv 2203.05482).
     """
-    states = [torch.load(path, map_location="cpu", weights_only=True)["state_dict"] for path in checkpoints]
-    own = module.state_dict()
-    for path, state in zip(checkpoints, states, strict=True):
-        if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in own.items()}:
-            raise ValueError(f"task.average_with={str(path)!r}: its weights have other names or shapes than this model")
     with torch.no_grad():
-        for name, weight in own.items():
+        for name, weight in module.state_dict().items():
             weight.copy_(torch.stack([weight, *(state[name].to(weight) for state in states)]).mean(0))
 
 
