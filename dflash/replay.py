@@ -36,7 +36,7 @@ class Replay:
 
     def __init__(self, run: Pass, modules: Iterable[nn.Module]):
         self.run = run
-        self.body = _Body(run, modules)
+        self.modules = modules
         self.refused: str | None = None
         self._entries: dict[tuple, _Entry] = {}
 
@@ -72,7 +72,7 @@ class Replay:
             return results
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the deprecated name, and that shapes decided about control flow
-            entry.recording = torch.jit.trace(self.body, tuple(tensors), check_trace=False)
+            entry.recording = torch.jit.trace(_Body(self.run, self.modules), tuple(tensors), check_trace=False)
         return results
 
     def _prove(self, entry: _Entry, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
