@@ -8,7 +8,9 @@ bit for bit. A pass that hands values of tensors to Python, which might decide a
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +19,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 Pass = Callable[..., tuple[Tensor, ...]]  # of tensors only; may write into those it is given
 WARM_UP_CALLS = 64  # a recording costs about as much as a hundred calls of it save
+CALLS_TO_SETTLE = 4  # where recorded at once: recorded, proved, made ready by torch, at full speed
 MOST_RECORDINGS = 64
 REPLAY_SLOTS = 128  # sessions show their passes multiples of so many slots, that few shapes occur
 MOST_REPLAYED_ROWS = 16  # with more, arithmetic takes the time and not the interpreter
+
+
+_at_once: ContextVar[bool] = ContextVar("recording_at_once", default=False)
+
+
+@contextmanager
+def recording_at_once() -> Iterator[None]:
+    """Inside, a pass is recorded when it is first called: for warm-ups, so that what is timed later is the steady speed
+    and no recording."""
+    token = _at_once.set(True)
+    try:
+        yield
+    finally:
+        _at_once.reset(token)
 
 
 def in_steps(count: int) -> int:
@@ -56,7 +73,7 @@ class Replay:
         entry.calls += 1
         if entry.recording is not None:
             return self._prove(entry, tensors)
-        if entry.calls >= WARM_UP_CALLS and len(self._recorded()) < MOST_RECORDINGS:
+        if (_at_once.get() or entry.calls >= WARM_UP_CALLS) and len(self._recorded()) < MOST_RECORDINGS:
             return self._record(entry, tensors)
         return self.run(*tensors)
 

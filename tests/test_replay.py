@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dflash.replay import Replay
+from dflash.replay import CALLS_TO_SETTLE, Replay, recording_at_once
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +46,19 @@ def test_a_recording_takes_over_and_writes_what_the_pass_writes():
         assert torch.equal(buffer, own)
     assert replay.num_recordings == 1
     assert counted.calls == 4  # one call of warm-up, one watched, one recorded, one proved
+
+
+@torch.no_grad()
+def test_a_warm_up_records_at_once_and_only_there(monkeypatch):
+    monkeypatch.setattr("dflash.replay.WARM_UP_CALLS", 50)
+    replay = replay_of(counted := Counted())
+    with recording_at_once():
+        for _ in range(CALLS_TO_SETTLE):
+            replay(torch.randn(3, 4), torch.zeros(5))
+    assert replay.num_recordings == 1 and counted.calls == 3  # watched, recorded, proved
+    for _ in range(CALLS_TO_SETTLE):
+        replay(torch.randn(2, 4), torch.zeros(5))
+    assert replay.num_recordings == 1
 
 
 @torch.no_grad()

@@ -130,7 +130,7 @@ class SpeculativeDecoder:
         if key not in self._costs:
             self._costs[key] = measure_costs(
                 self.target,
-                self.draft,
+                self.proposer,
                 batch_size=batch_size,
                 block_size=self.block_size,
                 max_proposals=max_proposals,

@@ -7,6 +7,7 @@ of the machine falls on both.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import cycle, islice
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from dflash.decode.verify import Verifier, measure_proposing
 from dflash.draft.draft import Draft
 from dflash.evaluation.acceptance import AcceptanceStats, bootstrap_ratio, chain_walk, repeated_ngram_share
 from dflash.evaluation.divergence import divergence
+from dflash.replay import CALLS_TO_SETTLE, REPLAY_SLOTS, in_steps, recording_at_once
 from dflash.target.target import Target
 from dflash.types import DecodeTiming, DecodeTrace
 
@@ -53,8 +55,7 @@ def measure(
     baseline = AutoregressiveDecoder(target, sampling=sampling)
     limits = {"max_new_tokens": max_new_tokens, "stop_token_ids": stop_token_ids}
     if warm_up:
-        for decoder in (baseline, speculative):
-            decoder.generate(prompts[:batch_size], max_new_tokens=min(8, max_new_tokens))
+        _warm_up((baseline, speculative), prompts, batch_size=batch_size, max_new_tokens=max_new_tokens)
     pairs: list[tuple[Run, Run]] = []
     for first in range(0, len(prompts), batch_size):
         batch = prompts[first : first + batch_size]
@@ -77,12 +78,30 @@ def measure(
     }
 
 
+def _warm_up(decoders: Sequence, prompts: Sequence[Tokens], *, batch_size: int, max_new_tokens: int) -> None:
+    """A few rounds of whole batches, untimed; where passes are recorded, at every length these prompts come to, so that
+    the recordings are made now."""
+    speculative = decoders[-1]
+    count = min(CALLS_TO_SETTLE * speculative.block_size, REPLAY_SLOTS // 2)
+    if not speculative.target.replays_batch(batch_size):
+        starts = [min(map(len, prompts))]
+    else:
+        shortest, longest = min(map(len, prompts)), max(map(len, prompts)) + max_new_tokens
+        starts = [max(shortest, edge) for edge in range(in_steps(shortest + 1) - REPLAY_SLOTS, longest, REPLAY_SLOTS)]
+    text = cycle(token for prompt in prompts for token in prompt)
+    text = list(islice(text, max(starts)))
+    with recording_at_once():
+        for start in starts:
+            for decoder in decoders:
+                decoder.generate([text[:start]] * batch_size, max_new_tokens=min(count, max_new_tokens))
+
+
 def _proposing(decoder: SpeculativeDecoder, *, batch_size: int) -> dict | None:
     """Seconds of proposing one block as a chain: of the draft's pass, and of its head's walk over the slots."""
     if not isinstance(decoder.draft, Draft):
         return None
     sizes = {"batch_size": batch_size, "block_size": decoder.block_size}
-    draft_seconds, head_seconds = measure_proposing(decoder.target, decoder.draft, **sizes)
+    draft_seconds, head_seconds = measure_proposing(decoder.target, decoder.proposer, **sizes)
     return {"draft_seconds": draft_seconds, "head_seconds": head_seconds}
 
 

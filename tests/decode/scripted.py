@@ -40,7 +40,7 @@ class ScriptedDraft:
         self.sequences = [list(sequence) for sequence in sequences]
         self.change = change
 
-    def open(self, batch_size: int, *, capacity: int, replays: None = None) -> ScriptedSession:
+    def open(self, batch_size: int, *, capacity: int) -> ScriptedSession:
         assert batch_size == len(self.sequences)
         return ScriptedSession(self, capacity=capacity)
 

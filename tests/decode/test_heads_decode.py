@@ -14,6 +14,7 @@ from verifiers import VERIFIERS, linear_costs
 
 from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.decode.decoder import SpeculativeDecoder
+from dflash.decode.proposer import proposer_of
 from dflash.decode.sampling import Sampling
 from dflash.decode.verify import Adaptive, CaDDTree, DDTree, Match, Rejection, measure_costs, measure_proposing
 from dflash.decode.verify.growth import grow, grow_linked
@@ -216,14 +217,14 @@ def test_a_draft_without_confidence_is_refused_in_one_sentence():
 def test_costs_hold_the_heads_own_time():
     target, _ = world("gpt_oss")
     slow, plain = headed_draft(target, "gru"), tiny_draft(target)
-    body, head = measure_proposing(target, slow, batch_size=2, block_size=8)
+    body, head = measure_proposing(target, proposer_of(slow), batch_size=2, block_size=8)
     assert 0 < head < 1 and 0 < body < 1
     correct = slow.head.correct
     slow.head.correct = lambda *tensors: [correct(*tensors) for _ in range(30)][-1]
-    slower = measure_proposing(target, slow, batch_size=2, block_size=8)[1]
+    slower = measure_proposing(target, proposer_of(slow), batch_size=2, block_size=8)[1]
     assert slower > 3 * head
-    assert measure_proposing(target, plain, batch_size=2, block_size=8)[1] < head
-    costs = measure_costs(target, slow, batch_size=2, block_size=8, max_proposals=4)
+    assert measure_proposing(target, proposer_of(plain), batch_size=2, block_size=8)[1] < head
+    costs = measure_costs(target, proposer_of(slow), batch_size=2, block_size=8, max_proposals=4)
     assert costs.draft_seconds > slower / 2
     tree = CaDDTree(max_nodes=4, costs=linear_costs(4))
     assert decode(target, headed_draft(target, "gru"), tree, block_size=8)

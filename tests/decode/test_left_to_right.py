@@ -14,6 +14,7 @@ from toys import MASK, packed_batch, plain_batch, random_prompts, stir, tiny_dra
 from dflash.blocks import draw_anchors, make_blocks, seeded_generator
 from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.decode.decoder import SpeculativeDecoder
+from dflash.decode.proposer import proposer_of
 from dflash.decode.sampling import Sampling
 from dflash.decode.verify import Adaptive, DDTree, Match, Rejection, measure_proposing
 from dflash.draft.attention import Dense, Flex, TwoPiece
@@ -142,9 +143,9 @@ def test_it_has_the_parameters_of_a_block_draft_and_costs_a_pass_a_slot():
     assert {k: v.shape for k, v in block.state_dict().items()} == {k: v.shape for k, v in steps.state_dict().items()}
     passes = []
     norm = steps.norm.register_forward_hook(lambda *args: passes.append(1))
-    measure_proposing(target, steps, batch_size=1, block_size=8)
+    measure_proposing(target, proposer_of(steps), batch_size=1, block_size=8)
     norm.remove()
-    assert len(passes) == 4 * 7  # four walks, one of them to warm up
+    assert len(passes) == 7 * 7  # seven walks, four of them to warm up
 
 
 def test_its_shape_survives_being_stored_and_mistakes_are_named():

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from heads import headed_draft
 from toys import ATTENTION_FAMILIES, HYBRID_FAMILIES, tiny_draft, tiny_target
 
 from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.decode.decoder import SpeculativeDecoder
+from dflash.decode.lookup import Lookup
 from dflash.decode.verify import DDTree, Match
+from dflash.evaluation.measure import measure
+from dflash.replay import Replay
 from dflash.target.target import Target
 
 PROMPTS = [list(range(1, 1 + length)) for length in (5, 17, 9)]
@@ -49,7 +53,39 @@ def test_decoding_is_the_same(family, verifier):
     drafting = decoders[1].proposer.replays
     assert drafting.propose.num_recordings > 0 and drafting.extend.num_recordings > 0
     assert drafting.propose.refused is None and drafting.extend.refused is None
-    assert decoders[0].proposer.replays.propose.num_recordings == 0
+    assert decoders[0].proposer.replays is None
+
+
+@pytest.mark.parametrize("kind", ["markov", "dspark", "gru"])
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["ragged", "alone"])
+def test_a_heads_greedy_walk_is_recorded(kind, prompts):
+    eager = tiny_target("gpt_oss")
+    draft = headed_draft(eager, kind)
+    found = []
+    for target in (eager, replaying(eager)):
+        decoder = SpeculativeDecoder(target, draft)
+        found.append(decoder.generate(prompts, max_new_tokens=24)[0])
+    assert found[0] == found[1]
+    assert decoder.proposer.walks.num_recordings > 0 and decoder.proposer.walks.refused is None
+
+
+@pytest.mark.parametrize("proposing", [lambda target: headed_draft(target, "markov"), lambda target: Lookup()])
+def test_a_warm_up_makes_all_recordings_that_the_prompts_need(monkeypatch, proposing):
+    """Whose lengths round up to 128 and to 256: while they are timed, nothing is recorded any more."""
+    target, prompts = replaying(tiny_target("gpt_oss")), [list(range(1, 30)), [1, 2, 3] * 30]
+    record, recorded, seen = Replay._record, [], []
+    monkeypatch.setattr(Replay, "_record", lambda *given: recorded.append(1) or record(*given))
+    measure(
+        target,
+        proposing(target),
+        prompts,
+        label="x",
+        max_new_tokens=60,
+        stop_token_ids=(),
+        block_size=4,
+        on_tokens=lambda count: seen.append(len(recorded)),
+    )
+    assert seen[0] == seen[-1] >= 4
 
 
 def test_eager_experts_are_not_recorded():

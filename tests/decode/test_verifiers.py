@@ -84,7 +84,7 @@ def test_scripted_drafts(family, name, script):
 class SecondBest(ScriptedDraft):
     """Right everywhere, but in each block's first slot with its second choice."""
 
-    def open(self, batch_size: int, *, capacity: int, replays: None = None):
+    def open(self, batch_size: int, *, capacity: int):
         session, weight = super().open(batch_size, capacity=capacity), self.target.lm_head.weight
         sure = session.propose
 
@@ -245,7 +245,7 @@ def test_costs_are_timed_once_for_each_batch_size(monkeypatch):
         traces, _ = decoder.generate(prompts, max_new_tokens=NEW_TOKENS)
         assert [trace.tokens for trace in traces] == expected[: len(prompts)]
     assert asked == [4, 1]
-    costs = measure_costs(target, decoder.draft, batch_size=2, block_size=4, max_proposals=6)
+    costs = measure_costs(target, decoder.proposer, batch_size=2, block_size=4, max_proposals=6)
     assert costs.max_proposals == 6
     assert list(costs.verify_seconds) == sorted(costs.verify_seconds)
     assert costs.draft_seconds > 0

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dflash.decode.sampling import Sampling, Uniforms, draw
 from dflash.decode.verify.protocol import Verifier, prefix_length
-from dflash.draft.heads.slots import Slots, Walk
+from dflash.draft.heads.slots import Slots, Walk, likeliest
 from dflash.types import Proposal, Verdict
 
 
@@ -23,7 +23,7 @@ class Match(Verifier):
     whole_chain = True
 
     def propose(self, slots: Slots, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
-        return _proposal(slots.walk(lambda logits_BNV, part: logits_BNV.argmax(-1)))
+        return _proposal(slots.walk(likeliest))
 
     def judge(
         self, logits_BKV: Tensor, proposal: Proposal, sampling: Sampling, uniforms: Uniforms, start_B: Tensor

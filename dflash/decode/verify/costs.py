@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from dflash.decode.proposer import Proposer
 from dflash.decode.rows import clock
-from dflash.draft.draft import Draft
-from dflash.draft.heads.slots import make_slots
-from dflash.draft.session import DraftSession
-from dflash.draft.stepping import SteppedSlots
-from dflash.target.session import TargetSession
+from dflash.draft.heads.slots import likeliest
+from dflash.replay import CALLS_TO_SETTLE, recording_at_once
 from dflash.target.target import Target
 
 CONTEXT = 64  # tokens before the block that is timed
@@ -53,73 +50,64 @@ class RoundCosts:
 
 
 @torch.no_grad()
-def measure_costs(target: Target, draft: Draft, *, batch_size: int, block_size: int, max_proposals: int) -> RoundCosts:
+def measure_costs(
+    target: Target, proposer: Proposer, *, batch_size: int, block_size: int, max_proposals: int
+) -> RoundCosts:
     """Time draft and target passes at this batch size: the target at powers of two, linear between them.
 
-    The draft's time is that of a chain, its head included. The median of three after one to warm up; never less for
-    more proposals.
+    The draft's time is that of a chain, its head included. The median of three, once warm; never less for more
+    proposals.
     """
-    session, drafting, ids_BS = _opened(target, draft, batch_size=batch_size, room=1 + max_proposals)
+    opened = _Opened(target, proposer, batch_size=batch_size, block_size=block_size, room=1 + max_proposals)
     sizes = sorted({0, max_proposals, *(2**i for i in range(max_proposals.bit_length()))})
-
-    def verify(count: int) -> None:
-        # nothing is kept, so every pass writes over the one before
-        target.logits(session.advance(ids_BS[:, :1].expand(-1, count + 1))[0])
-
-    seconds = [_seconds(lambda count=count: verify(count), target.device) for count in sizes]
+    seconds = [opened.verify_seconds(1 + count) for count in sizes]
     seconds = np.interp(range(max_proposals + 1), sizes, np.maximum.accumulate(seconds))
-    proposing = _proposing(target, draft, drafting, ids_BS[:, :1], block_size=block_size)
-    return RoundCosts(sum(proposing), tuple(seconds.tolist()))
+    return RoundCosts(sum(opened.proposing_seconds()), tuple(seconds.tolist()))
 
 
 @torch.no_grad()
-def measure_proposing(target: Target, draft: Draft, *, batch_size: int, block_size: int) -> tuple[float, float]:
-    """Seconds of proposing one block: (a draft pass with the logits of its slots, the head's walk over them)."""
-    _, drafting, ids_BS = _opened(target, draft, batch_size=batch_size, room=block_size)
-    return _proposing(target, draft, drafting, ids_BS[:, :1], block_size=block_size)
+def measure_proposing(target: Target, proposer: Proposer, *, batch_size: int, block_size: int) -> tuple[float, float]:
+    """Seconds of proposing one block as a chain: (a draft pass with the logits of its slots, the head's walk over
+    them). A draft that goes left to right is all draft passes."""
+    opened = _Opened(target, proposer, batch_size=batch_size, block_size=block_size, room=block_size)
+    return opened.proposing_seconds()
 
 
-def _opened(target: Target, draft: Draft, *, batch_size: int, room: int) -> tuple[TargetSession, DraftSession, Tensor]:
-    """Sessions that hold a context of ``CONTEXT`` tokens and have room for as many more, and its ids."""
-    capacity = CONTEXT + room
-    session = target.open(batch_size, capacity=capacity, taps=draft.shape.taps)
-    ids_BS = torch.zeros(batch_size, CONTEXT, dtype=torch.long, device=target.device)
-    lengths_B = torch.full((batch_size,), CONTEXT, device=target.device)
-    _, taps = session.advance(ids_BS)
-    session.keep(lengths_B, longest=CONTEXT)
-    drafting = draft.open(batch_size, capacity=capacity)
-    drafting.extend(taps, lengths_B, longest=CONTEXT, ragged=False)
-    return session, drafting, ids_BS
+class _Opened:
+    """A batch whose rows hold a context of ``CONTEXT`` tokens and have room for as many more as ``room``.
 
+    No pass is kept, so every one writes over the one before.
+    """
 
-def _proposing(
-    target: Target, draft: Draft, drafting: DraftSession, anchor_B1: Tensor, *, block_size: int
-) -> tuple[float, float]:
-    def choose(logits_BNV: Tensor, part: slice) -> Tensor:
-        return logits_BNV.argmax(-1)
+    def __init__(self, target: Target, proposer: Proposer, *, batch_size: int, block_size: int, room: int):
+        capacity = CONTEXT + max(room, block_size)
+        ids_BS = torch.zeros(batch_size, CONTEXT, dtype=torch.long, device=target.device)
+        lengths_B = torch.full((batch_size,), CONTEXT, device=target.device)
+        self.target, self.sequential, self.anchor_B = target, proposer.sequential, ids_BS[:, 0]
+        self.session = target.open(batch_size, capacity=capacity, taps=proposer.taps)
+        _, taps_BSTH = self.session.advance(ids_BS)
+        self.session.keep(lengths_B, longest=CONTEXT)
+        self.proposing = proposer.open(target, batch_size, capacity=capacity, block_size=block_size)
+        self.proposing.extend(ids_BS, taps_BSTH, lengths_B, longest=CONTEXT, ragged=False)
 
-    if draft.shape.left_to_right and block_size > 1:  # all of its walk is the draft's own passes
+    def verify_seconds(self, num_tokens: int) -> float:
+        """Of a target pass over so many tokens a row, logits included."""
+        ids_BQ = self.anchor_B[:, None].expand(-1, num_tokens)
+        return self._seconds(lambda: self.target.logits(self.session.advance(ids_BQ)[0]))
 
-        def logits(hidden_B1H: Tensor) -> Tensor:
-            return target.logits(hidden_B1H.to(target.dtype))
+    def proposing_seconds(self) -> tuple[float, float]:
+        slots = self.proposing.slots(self.anchor_B)
+        draft = self._seconds(lambda: self.proposing.slots(self.anchor_B))
+        walk = self._seconds(lambda: slots.walk(likeliest))
+        return (draft + walk, 0.0) if self.sequential else (draft, walk)
 
-        stepped = SteppedSlots(drafting, anchor_B1[:, 0], block_size - 1, target.embed, logits)
-        return _seconds(lambda: stepped.walk(choose), target.device), 0.0
-    noise_BKH = target.embed(anchor_B1.expand(-1, block_size))
-
-    def states() -> tuple[Tensor, Tensor]:
-        hidden_BDH = drafting.propose(noise_BKH)[:, 1:]
-        return target.logits(hidden_BDH.to(target.dtype)), hidden_BDH
-
-    slots = make_slots(draft.head, *states(), anchor_B1[:, 0], target.embed)
-    walk_seconds = _seconds(lambda: slots.walk(choose), target.device)
-    return _seconds(states, target.device), walk_seconds
-
-
-def _seconds(work, device: torch.device) -> float:
-    times = []
-    for _ in range(1 + REPEATS):
-        start = clock(device)
-        work()
-        times.append(clock(device) - start)
-    return median(times[1:])
+    def _seconds(self, work: Callable[[], object]) -> float:
+        with recording_at_once():
+            for _ in range(CALLS_TO_SETTLE):
+                work()
+        times = []
+        for _ in range(REPEATS):
+            start = clock(self.target.device)
+            work()
+            times.append(clock(self.target.device) - start)
+        return median(times)
