@@ -6,6 +6,7 @@ Context features are projected once, when their tokens are accepted; a block's o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,12 +58,10 @@ class DraftSession:
     @torch.no_grad()
     def propose(self, noise_BKH: Tensor) -> Tensor:
         """Hidden states [B, K, H] of the blocks whose anchors stand right behind each row's context."""
-        K = noise_BKH.shape[1]
-        positions_BK = self.lengths_B[:, None] + torch.arange(K, device=self.lengths_B.device)
-        masks = [self.mask(positions_BK, window, num_inside=K) for window in _windows(self.draft)]
-        if self.replays is None:
-            return _propose(self.draft, noise_BKH, positions_BK, masks, self._buffers(self.num_seen))
-        return self.replays.propose(noise_BKH, positions_BK, *masks, *self._buffers(self.num_seen))[0]
+        buffers = self._buffers(self.num_seen)
+        if self.replays is not None:
+            return self.replays.propose(noise_BKH, self.lengths_B, *buffers)[0]
+        return _propose(self.draft, noise_BKH, self.lengths_B, buffers, ragged=self.ragged)
 
     def select(self, rows: Tensor, *, longest: int, ragged: bool) -> None:
         """Keep only these rows of the batch; ``longest`` and ``ragged`` are those of the rows that stay."""
@@ -73,18 +72,8 @@ class DraftSession:
     def mask(self, positions_BK: Tensor, window: int | None, *, num_inside: int) -> Tensor | None:
         """bool [B, 1, K, num_seen + num_inside], or None where every slot sees every key: those of the context, and
         ``num_inside`` of its own block, of which the K are the last."""
-        causal = self.draft.shape.causal
-        if window is None and not self.ragged and not causal and self.replays is None:
-            return None
-        B, K = positions_BK.shape
-        index = torch.arange(self.num_seen, device=positions_BK.device)
-        seen = (index < self.lengths_B[:, None])[:, None]
-        if window is not None:
-            seen = seen & (positions_BK[..., None] - index < window)
-        context = seen.expand(B, K, self.num_seen)
-        inside = context.new_ones(K, num_inside)
-        inside = inside.tril(num_inside - K) if causal else inside
-        return torch.cat([context, inside.expand(B, K, num_inside)], dim=-1)[:, None]
+        rule = _Rule(self.draft.shape.causal, self.ragged or self.replays is not None)
+        return rule.mask(self.lengths_B, positions_BK, window, num_seen=self.num_seen, num_inside=num_inside)
 
     @property
     def num_seen(self) -> int:
@@ -103,18 +92,36 @@ class DraftReplays:
     """Recordings of the passes of a draft's sessions; see ``dflash.replay``."""
 
     def __init__(self, draft: Draft):
-        count = len(_windows(draft))
-
-        def propose(noise: Tensor, positions: Tensor, *others: Tensor) -> tuple[Tensor]:
-            return (_propose(draft, noise, positions, others[:count], others[count:]),)
+        def propose(noise: Tensor, lengths: Tensor, *buffers: Tensor) -> tuple[Tensor]:
+            return (_propose(draft, noise, lengths, buffers, ragged=True),)  # a rounded length is masked
 
         self.extend = Replay(lambda taps, slots, *buffers: _extend(draft, taps, slots, buffers), [draft])
         self.propose = Replay(propose, [draft])
 
 
-def _windows(draft: Draft) -> tuple[int | None, ...]:
-    """Each window once, full attention first."""
-    return tuple(sorted(set(draft.shape.layout), key=lambda window: window or 0))
+@dataclass(frozen=True)
+class _Rule:
+    """What a block's slots see. causal: of their own block only what is not behind them. ragged: buffers are longer
+    than some row's context."""
+
+    causal: bool
+    ragged: bool
+
+    def mask(
+        self, lengths_B: Tensor, positions_BK: Tensor, window: int | None, *, num_seen: int, num_inside: int
+    ) -> Tensor | None:
+        """See ``DraftSession.mask``."""
+        if window is None and not self.ragged and not self.causal:
+            return None
+        B, K = positions_BK.shape
+        index = torch.arange(num_seen, device=positions_BK.device)
+        seen = (index < lengths_B[:, None])[:, None]
+        if window is not None:
+            seen = seen & (positions_BK[..., None] - index < window)
+        context = seen.expand(B, K, num_seen)
+        inside = context.new_ones(K, num_inside)
+        inside = inside.tril(num_inside - K) if self.causal else inside
+        return torch.cat([context, inside.expand(B, K, num_inside)], dim=-1)[:, None]
 
 
 def _extend(draft: Draft, taps_BQTH: Tensor, slots_BQ: Tensor, buffers: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -128,14 +135,17 @@ def _extend(draft: Draft, taps_BQTH: Tensor, slots_BQ: Tensor, buffers: Sequence
     return tuple(written)
 
 
-def _propose(
-    draft: Draft, noise_BKH: Tensor, positions_BK: Tensor, masks: Sequence, buffers: Sequence[Tensor]
-) -> Tensor:
-    """One pass over blocks, given a mask for each window, and keys and values of the context for each layer."""
-    rope, by_window = draft.rotary(positions_BK), dict(zip(_windows(draft), masks, strict=True))
-    hidden = noise_BKH.to(draft.norm.weight.dtype)
+def _propose(draft: Draft, noise_BKH: Tensor, lengths_B: Tensor, buffers: Sequence[Tensor], *, ragged: bool) -> Tensor:
+    """One pass over blocks, given keys and values of the context for each layer."""
+    K, num_seen, rule = noise_BKH.shape[1], buffers[0].shape[1], _Rule(draft.shape.causal, ragged)
+    positions_BK = lengths_B[:, None] + torch.arange(K, device=lengths_B.device)
+    masks = {
+        window: rule.mask(lengths_B, positions_BK, window, num_seen=num_seen, num_inside=K)
+        for window in set(draft.shape.layout)
+    }
+    rope, hidden = draft.rotary(positions_BK), noise_BKH.to(draft.norm.weight.dtype)
     for layer, context in zip(draft.layers, zip(buffers[::2], buffers[1::2], strict=True), strict=True):
-        hidden = layer(hidden, rope, _attend_to(context, by_window[layer.window]))
+        hidden = layer(hidden, rope, _attend_to(context, masks[layer.window]))
     return draft.norm(hidden)
 
 

@@ -6,6 +6,9 @@ causality, documents, ragged lengths and sliding windows are decided in this one
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -14,6 +17,23 @@ def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """A float mask to add to attention scores: 0 where ``allowed`` (bool), the dtype's minimum elsewhere."""
     mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
     return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def slot_masks(
+    windows: Iterable[int | None], slots_BQ: Tensor, branches: Sequence[Tensor], *, num_used: int, dtype: torch.dtype
+) -> dict[int | None, Tensor]:
+    """Additive [B, 1, Q, num_used] per window, for tokens that stand at ``slots_BQ``.
+
+    branches: nothing for tokens that follow each other; of a tree, positions_BQ and visible_BQQ.
+    """
+    over = partial(tree_over_slots, positions_BK=branches[0], visible_BKK=branches[1]) if branches else chain_over_slots
+    return {window: additive(over(slots_BQ, num_used=num_used, window=window), dtype) for window in windows}
+
+
+def chain_over_slots(slots_BQ: Tensor, *, num_used: int, window: int | None = None) -> Tensor:
+    """bool [B, 1, Q, num_used]: a token sees the slots up to its own, at most ``window`` back."""
+    distance = slots_BQ[:, None, :, None] - torch.arange(num_used, device=slots_BQ.device)
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
 
 
 def tree_over_slots(

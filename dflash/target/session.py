@@ -14,7 +14,6 @@ from torch import Tensor
 from dflash.replay import in_steps
 from dflash.target.cache import SlotCache, as_slots, capacity_error
 from dflash.target.layers import fresh_states
-from dflash.target.masks import additive, tree_over_slots
 from dflash.target.recurrent import Recurrence
 from dflash.types import Tree
 
@@ -57,20 +56,12 @@ class TargetSession:
         slots_BQ = as_slots(self.lengths_B, Q)
         used = in_steps(used) if self.replays else used
         self.cache.write_at(slots_BQ, num_used=used)
-        if tree is None:
-            positions_BQ, masks = slots_BQ, self._masks(slots_BQ, used)
-        else:
-            positions_BQ = self.lengths_B[:, None] + tree.depths_BK
-            masks = self._tree_masks(slots_BQ, positions_BQ, tree, used)
+        branches = () if tree is None else (self.lengths_B[:, None] + tree.depths_BK, tree.visible_BKK)
         buffers = self.cache.buffers(used) if self.replays else None
         if buffers is not None:
-            return self.target.run_replayed(
-                ids_BQ, positions_BQ, slots_BQ, *(masks[w] for w in self.target.windows), *buffers, taps=self.taps
-            )
+            return self.target.run_replayed(ids_BQ, slots_BQ, *branches, *buffers, taps=self.taps)
         with self.recurrence.advancing(ids_BQ):
-            return self.target.run_cached(
-                ids_BQ, positions_BQ=positions_BQ, masks=masks, cache=self.cache, taps=self.taps
-            )
+            return self.target.run_cached(ids_BQ, branches=branches, cache=self.cache, taps=self.taps)
 
     def keep(self, counts_B: Tensor, *, longest: int, path_BL: Tensor | None = None) -> None:
         """Of the last advance, row b's first counts_B[b] tokens happened; of a tree, the first of ``path_BL[b]``.
@@ -93,22 +84,3 @@ class TargetSession:
         self.recurrence.select(rows)
         self.lengths_B = self.lengths_B[rows]
         self.longest = longest
-
-    def _masks(self, slots_BQ: Tensor, used: int) -> dict[int | None, Tensor]:
-        """Additive [B, 1, Q, used] per window: a token sees the slots up to its own, as far back as the window."""
-        distance = slots_BQ[:, None, :, None] - torch.arange(used, device=slots_BQ.device)
-        causal = distance >= 0
-        return {
-            window: additive(causal if window is None else causal & (distance < window), self.target.dtype)
-            for window in self.target.windows
-        }
-
-    def _tree_masks(self, slots_BQ: Tensor, positions_BQ: Tensor, tree: Tree, used: int) -> dict[int | None, Tensor]:
-        """Additive [B, 1, Q, used] per window: a node sees its ancestors and its row's tokens."""
-        return {
-            window: additive(
-                tree_over_slots(slots_BQ, positions_BQ, tree.visible_BKK, num_used=used, window=window),
-                self.target.dtype,
-            )
-            for window in self.target.windows
-        }

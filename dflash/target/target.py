@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -20,7 +21,7 @@ from dflash.target.cache import SlotCache
 from dflash.target.deepest import run_to_deepest
 from dflash.target.documents import by_document
 from dflash.target.layers import plan_layers
-from dflash.target.masks import additive, packed_causal
+from dflash.target.masks import additive, packed_causal, slot_masks
 from dflash.target.probe import Check, probe
 from dflash.target.rollback import check_rollback
 from dflash.target.session import TargetSession
@@ -155,8 +156,11 @@ class Target:
         """The lossless check of this target against the model's own forward; see ``probe.probe``."""
         return probe(self, length=length, seed=seed)
 
-    def run_cached(self, ids_BQ: Tensor, *, positions_BQ: Tensor, masks: dict, cache: SlotCache, taps: tuple):
-        """One pass over the slot cache; see ``TargetSession.advance``."""
+    def run_cached(self, ids_BQ: Tensor, *, branches: Sequence[Tensor], cache: SlotCache, taps: tuple[int, ...]):
+        """One pass over the slot cache, at the slots it was told; ``branches`` as in ``slot_masks``."""
+        slots_BQ = cache.slots_BQ
+        masks = slot_masks(self.windows, slots_BQ, branches, num_used=cache.num_used, dtype=self.dtype)
+        positions_BQ = branches[0] if branches else slots_BQ
         return self._run(ids_BQ, positions=positions_BQ, masks=masks, cache=cache, taps=taps)
 
     def replays_batch(self, batch_size: int) -> bool:
@@ -164,17 +168,16 @@ class Target:
         return self.replays is not None and batch_size <= MOST_REPLAYED_ROWS
 
     def run_replayed(self, *tensors: Tensor, taps: tuple[int, ...]):
-        """``run_cached`` as a pass of tensors only: ids_BQ, positions_BQ, slots_BQ, a mask for each of ``windows``, and
-        the buffers of a slot cache."""
+        """``run_cached`` as a pass of tensors only: ids_BQ, slots_BQ, the branches, and the buffers of a slot cache."""
         if taps not in self.replays:
             self.replays[taps] = Replay(partial(self._replayable, taps), [self.backbone])
         hidden_BQH, *states = self.replays[taps](*tensors)
         return hidden_BQH, states[0] if taps else None
 
-    def _replayable(self, taps: tuple[int, ...], ids, positions, slots, *others: Tensor) -> tuple[Tensor, ...]:
-        count = len(self.windows)
-        masks, cache = dict(zip(self.windows, others[:count], strict=True)), SlotCache.over(others[count:], slots)
-        hidden, states = self._run(ids, positions=positions, masks=masks, cache=cache, taps=taps)
+    def _replayable(self, taps: tuple[int, ...], ids: Tensor, slots: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        count = len(others) - 2 * self.dims.num_layers  # keys and values of every layer stand last
+        cache = SlotCache.over(others[count:], slots)
+        hidden, states = self.run_cached(ids, branches=others[:count], cache=cache, taps=taps)
         return (hidden, states) if taps else (hidden,)
 
     def _run(self, ids: Tensor, *, positions: Tensor, masks: dict, cache: SlotCache | None, taps: tuple[int, ...]):
