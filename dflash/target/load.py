@@ -17,6 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from dflash.target.attention import FUSED, register_fused
+from dflash.target.experts import DENSE, register_dense
 from dflash.target.families import FAMILIES, build_model
 from dflash.target.outline import configuration, outline
 from dflash.target.target import Target, TargetDims, dims_of
@@ -64,7 +65,8 @@ def local_target(
     """A causal language model and its tokenizer from a folder or a hub id.
 
     mask_token_id: default the tokenizer's own mask token. attention, experts: transformers' implementation names
-    (experts matters for mixtures only), or attention "fused", ours for inference with sinks (``target.attention``).
+    (experts matters for mixtures only), or ours: attention "fused", for inference with sinks (``target.attention``),
+    experts "dense", for steps of few tokens on a CPU (``target.experts``).
     replay: replay decoding steps from recordings on a CPU (``dflash.replay``); elsewhere they run eagerly.
     Raises ValueError, when called, for anything that cannot be loaded.
     """
@@ -150,6 +152,8 @@ def _load(local: _Local) -> LoadedTarget:
         raise ValueError(
             f"target.path={path!r} cannot be loaded ({reason}); give a model folder, or connect to the model hub"
         ) from error
+    if local.experts == DENSE:
+        register_dense()
     if local.experts is not None:
         model.set_experts_implementation(local.experts)
     target = Target(model.to(device), name=str(path).rstrip("/"), replay=local.replay)

@@ -1,0 +1,57 @@
+"""All experts over few tokens, against transformers' own loop over those chosen."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dflash.target import experts
+from dflash.target.experts import DENSE, MOST_TOKENS, register_dense
+from tests.toys import tiny_target
+
+MIXTURES = ("gpt_oss", "qwen3_moe", "qwen3_next", "qwen3_5")
+CLOSE = {"atol": 2e-4, "rtol": 1e-4}
+
+
+@pytest.fixture(params=MIXTURES[:3])
+def targets(request):
+    register_dense()
+    eager, dense = tiny_target(request.param), tiny_target(request.param)
+    eager.model.set_experts_implementation("eager")
+    dense.model.set_experts_implementation(DENSE)
+    return eager, dense
+
+
+@torch.no_grad()
+def test_sessions_equal_transformers_own_loop(targets, monkeypatch):
+    """Passes of few tokens by our products, larger ones by transformers' groups."""
+    grouped = []
+    own = experts.grouped_mm_experts_forward
+    monkeypatch.setattr(
+        experts,
+        "grouped_mm_experts_forward",
+        lambda module, hidden, *rest: grouped.append(len(hidden)) or own(module, hidden, *rest),
+    )
+    generator = torch.Generator().manual_seed(0)
+    sessions = [target.open(2, capacity=64, taps=(1,)) for target in targets]
+    longest = 0
+    for width in (19, 8, 1, 9, 1):
+        ids = torch.randint(0, 60, (2, width), generator=generator)
+        states = [session.advance(ids) for session in sessions]
+        torch.testing.assert_close(states[1][0], states[0][0], **CLOSE)
+        torch.testing.assert_close(states[1][1], states[0][1], **CLOSE)
+        longest += width
+        for session in sessions:
+            session.keep(torch.full((2,), width), longest=longest)
+    assert set(grouped) == {38, 18} and max(16, 2) <= MOST_TOKENS
+
+
+@torch.no_grad()
+def test_experts_that_are_many_are_grouped(monkeypatch):
+    """Computing 8 experts for one that counts is no bargain."""
+    monkeypatch.setattr(experts, "MOST_WASTE", 1)
+    monkeypatch.setattr(experts, "_product", lambda *given: pytest.fail("all experts computed"))
+    register_dense()
+    target = tiny_target("gpt_oss")
+    target.model.set_experts_implementation(DENSE)
+    target.open(1, capacity=8).advance(torch.tensor([[1, 2]]))
