@@ -16,6 +16,7 @@ from dflash.draft.draft import Draft
 from dflash.draft.shape import DraftShape
 from dflash.evaluation.measure import measure
 from dflash.target.load import LoadedTarget
+from dflash.target.used import implementations
 
 
 def new_draft(shape: DraftShape, *, seed: int) -> Draft:
@@ -107,6 +108,7 @@ def describe_target(loaded: LoadedTarget) -> dict:
         "num_parameters": target.num_parameters,
         "dtype": str(target.dtype).removeprefix("torch."),
         "device": str(target.device),
+        **implementations(target),
         "fingerprint": target.fingerprint(),
         "mask_token_id": loaded.mask_token_id,
         "stop_token_ids": list(loaded.stop_token_ids),

@@ -20,9 +20,10 @@ def weights_format(target: Target) -> str:
 
 
 def implementations(target: Target) -> dict[str, str]:
-    """What computes attention, and the experts of a mixture (None for the model's own loop)."""
+    """What computes attention and the experts of a mixture ("eager": the model's own code), and whether decoding steps
+    run from recordings."""
     config = target.config
     chosen = {"attention": config._attn_implementation}
     if config._experts_implementation is not None:
         chosen["experts"] = config._experts_implementation
-    return chosen
+    return chosen | {"decoding steps": "eager" if target.replays is None else "replayed"}

@@ -14,6 +14,7 @@ from dflash.decode.verify import DDTree, Match
 from dflash.evaluation.measure import measure
 from dflash.replay import Replay
 from dflash.target.target import Target
+from dflash.target.used import implementations
 
 PROMPTS = [list(range(1, 1 + length)) for length in (5, 17, 9)]
 
@@ -34,6 +35,8 @@ def test_decoding_is_the_same(family, verifier):
     if verifier.needs_tree and eager.plan.recurrent:
         pytest.skip("no trees over recurrent layers")
     replayed = replaying(eager)
+    told = [implementations(target)["decoding steps"] for target in (eager, replayed)]
+    assert told == ["eager", "eager" if family in HYBRID_FAMILIES else "replayed"]
     draft = tiny_draft(eager)
     results, decoders = [], []
     for target in (eager, replayed):
