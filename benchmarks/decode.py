@@ -28,10 +28,13 @@ from dflash.allocator import keep_freed_memory
 from dflash.data.prompts import read_prompts
 from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.decode.decoder import SpeculativeDecoder
+from dflash.decode.proposer import proposer_of
 from dflash.decode.verify import DDTree
+from dflash.draft.heads.slots import likeliest
 from dflash.evaluation.plots import render, tidy
 from dflash.hub.assistant import load_assistant
 from dflash.hub.transfer import export
+from dflash.replay import CALLS_TO_SETTLE, recording_at_once
 from dflash.target.load import LoadedTarget, local_target
 from dflash.target.target import Target
 from dflash.training.checkpoint import find_checkpoint, load_draft
@@ -93,9 +96,10 @@ def contenders(loaded: LoadedTarget, draft, checkpoint: Path, folder: Path, *, t
 
 
 def race(field: dict[str, Contender], prompts: Prompts, *, repeats: int, console: Console) -> dict[str, dict]:
-    """Seconds and tokens of every contender, repeats taking turns."""
-    for contender in field.values():
-        contender(prompts[:1])  # warm-up
+    """Seconds and tokens of every contender, warm, repeats taking turns."""
+    with recording_at_once():  # what can be recorded is recorded before anything is timed
+        for contender in track(field.values(), "warm-up", console=console):
+            contender(prompts)
     seconds: dict[str, list[float]] = {name: [] for name in field}
     outputs = {}
     for _ in track(range(repeats), "repeats", console=console):
@@ -116,6 +120,9 @@ def race(field: dict[str, Contender], prompts: Prompts, *, repeats: int, console
 
 
 def median_seconds(call: Callable[[], object], *, repeats: int = 30) -> float:
+    with recording_at_once():
+        for _ in range(CALLS_TO_SETTLE):
+            call()
     times = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -133,19 +140,20 @@ def terms(loaded: LoadedTarget, draft, prompt: Sequence[int]) -> dict[str, float
     length = torch.tensor([len(prompt)], device=target.device)
     _, taps = session.advance(ids)
     session.keep(length, longest=len(prompt))
-    proposer = draft.open(1, capacity=len(prompt) + 2 * K)
-    proposer.extend(taps, length, longest=len(prompt), ragged=False)
+    proposing = proposer_of(draft).open(target, 1, capacity=len(prompt) + 2 * K, block_size=K)
+    proposing.extend(ids, taps, length, longest=len(prompt), ragged=False)
     block, one = ids[:, :K], ids[:, :1]
     taps = session.advance(block)[1]
-    noise, none = target.embed(block), torch.zeros_like(length)
+    none, slots = torch.zeros_like(length), proposing.slots(one[:, 0])
     loop = target.open(1, capacity=len(prompt) + 2)
     loop.advance(ids)
     loop.keep(length, longest=len(prompt))
     return {
         "step": median_seconds(lambda: target.logits(loop.advance(one)[0])),
         "verify": median_seconds(lambda: target.logits(session.advance(block)[0])),
-        "propose": median_seconds(lambda: target.logits(proposer.propose(noise)[:, 1:])),
-        "extend": median_seconds(lambda: proposer.extend(taps, none, longest=len(prompt), ragged=False)),
+        "propose": median_seconds(lambda: proposing.slots(one[:, 0])),
+        "walk": median_seconds(lambda: slots.walk(likeliest)),
+        "extend": median_seconds(lambda: proposing.extend(block, taps, none, longest=len(prompt), ragged=False)),
     }
 
 
@@ -158,6 +166,8 @@ def at_lengths(loaded: LoadedTarget, draft, lengths: Sequence[int], *, tokens: i
         prompt = (text * (length // len(text) + 1))[:length]
         row = {"context_tokens": length}
         for name, decoder in (("loop", loop), ("draft", chain)):
+            with recording_at_once():
+                decoder.generate([prompt], max_new_tokens=tokens)
             runs = [decoder.generate([prompt], max_new_tokens=tokens) for _ in range(3)]
             rates = [(len(traces[0].tokens) - 1) / timing.decode_seconds for traces, timing in runs]
             row[f"{name}_tokens_per_second"] = statistics.median(rates)
@@ -215,9 +225,7 @@ def main() -> None:
     options = parser.parse_args()
     console = Console()
     keep_freed_memory()
-    loaded = local_target(
-        path=options.target, attention="fused", experts="grouped_mm", device=options.device, replay=True
-    )()
+    loaded = local_target(path=options.target, attention="fused", experts="dense", device=options.device, replay=True)()
     checkpoint = find_checkpoint(options.checkpoint)
     draft = load_draft(checkpoint, loaded)
     prompts = read_prompts("assets/prompts/held_out.jsonl", loaded.tokenizer, count=options.prompts)
@@ -230,7 +238,7 @@ def main() -> None:
     )
     acceptance = sum(sum(t.lengths) for t in traces) / sum(len(t.lengths) for t in traces)
     parts = terms(loaded, draft, max(ids, key=len))
-    work = parts["propose"] + parts["extend"]
+    work = parts["propose"] + parts["walk"] + parts["extend"]
     result = {
         "prompts": len(ids), "tokens": options.tokens, "threads": torch.get_num_threads(), "torch": torch.__version__,
         "race": raced, "terms": parts, "acceptance": acceptance,
