@@ -24,6 +24,7 @@ from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.decode.sampling import Sampling
 from dflash.target.load import LoadedTarget
 from dflash.target.reading import Reading
+from dflash.training.launched import launched
 
 Open = Callable[..., Iterable[Document]]
 Progress = Callable[[int, int], None]
@@ -85,6 +86,7 @@ class RegeneratedData(DataRecipe):
     on_bad: str = "raise"
 
     def open(self, loaded: LoadedTarget, progress: Progress) -> Open:
+        rank, world = launched()
         documents = regenerate(
             self._prompts(loaded),
             generate=self._generate(loaded),
@@ -93,6 +95,8 @@ class RegeneratedData(DataRecipe):
             batch_size=self.regenerate_batch_size,
             shard_size=self.shard_size,
             progress=progress,
+            rank=rank,
+            world=world,
         )
         return lambda: documents
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """``write`` fills a file beside ``path``, which is flushed to disk and then renamed to it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """``write`` fills a file beside ``path``, which is flushed to disk and then renamed to it.
+
+    Its name is unlike any other's, so that processes on several machines may write the same file at once.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         write(temporary)
         with temporary.open("rb") as stream:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from dflash.data.sources import response_document
 Generate = Callable[[list[list[int]], int], Sequence[Sequence[int]]]
 
 HASH_KEY = b"content_sha256"
+PATIENCE_SECONDS = 1800.0  # a shard of long answers from a large target takes minutes
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,9 @@ def regenerate(
     batch_size: int,
     shard_size: int = 256,
     progress: Callable[[int, int], None] | None = None,
+    rank: int = 0,
+    world: int = 1,
+    patience: float = PATIENCE_SECONDS,
 ) -> list[Document]:
     """One document per prompt, in order: the prompt's ids unsupervised, the target's response supervised.
 
@@ -45,31 +51,76 @@ def regenerate(
     Together with the prompts it names the cache folder, so that a changed input never meets an old response.
     Shards of ``shard_size`` prompts are written whole or not at all, with a hash that is verified on reading.
     progress: called with (prompts done, prompts in all).
+    rank, world: of processes that run this together over one cache folder; each writes its share of the shards and
+    waits for the others'. Where none of those comes for ``patience`` seconds, it writes them itself.
     """
     if batch_size < 1 or shard_size < 1:
         raise ValueError(f"data: batch_size={batch_size} and shard_size={shard_size} must be at least 1")
     folder = _open_cache(Path(cache_dir), {**fingerprint, "prompts_sha256": prompts_hash(prompts)})
     report = progress or (lambda done, total: None)
-    documents: list[Document] = []
+    done, report = 0, progress or (lambda done, total: None)
     report(0, len(prompts))
-    for first in range(0, len(prompts), shard_size):
-        shard = prompts[first : first + shard_size]
-        path = folder / f"{first:08d}-{first + len(shard) - 1:08d}.parquet"
-        responses = _read_shard(path, shard)
-        if responses is None:
-            responses = []
-            for start in range(0, len(shard), batch_size):
-                batch = shard[start : start + batch_size]
-                responses += _generate_batch(batch, first + start, generate)
-                report(first + start + len(batch), len(prompts))
-            _write_shard(path, shard, responses)
-        else:
-            report(first + len(shard), len(prompts))
-        documents += [
-            response_document(prompt.ids, response, origin=prompt.name)
-            for prompt, response in zip(shard, responses, strict=True)
-        ]
-    return documents
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        report(done, len(prompts))
+
+    shards = _shards(prompts, folder, shard_size)
+    responses = {shard: _made(shard, generate, batch_size, advance) for shard in shards[rank::world]}
+    for shard in shards:
+        if shard not in responses:
+            found = _awaited(shard, patience)
+            if found is None:
+                patience = 0.0  # they are not there, then
+                responses[shard] = _made(shard, generate, batch_size, advance)
+            else:
+                responses[shard] = found
+                advance(len(shard.prompts))
+    return [
+        response_document(prompt.ids, response, origin=prompt.name)
+        for shard in shards
+        for prompt, response in zip(shard.prompts, responses[shard], strict=True)
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Shard:
+    """Consecutive prompts and the file for their responses. first: index of the first of them."""
+
+    first: int
+    prompts: Sequence[Prompt]
+    path: Path
+
+
+def _shards(prompts: Sequence[Prompt], folder: Path, size: int) -> list[_Shard]:
+    parts = [(first, prompts[first : first + size]) for first in range(0, len(prompts), size)]
+    return [_Shard(i, part, folder / f"{i:08d}-{i + len(part) - 1:08d}.parquet") for i, part in parts]
+
+
+def _made(shard: _Shard, generate: Generate, batch_size: int, advance: Callable[[int], None]) -> list[tuple[int, ...]]:
+    """The responses, from the file where it has them, else generated and written."""
+    found = _read_shard(shard.path, shard.prompts)
+    if found is not None:
+        advance(len(shard.prompts))
+        return found
+    responses: list[tuple[int, ...]] = []
+    for start in range(0, len(shard.prompts), batch_size):
+        batch = shard.prompts[start : start + batch_size]
+        responses += _generate_batch(batch, shard.first + start, generate)
+        advance(len(batch))
+    _write_shard(shard.path, shard.prompts, responses)
+    return responses
+
+
+def _awaited(shard: _Shard, patience: float) -> list[tuple[int, ...]] | None:
+    """The responses as soon as another process has written them; None if it has not in ``patience`` seconds."""
+    waited = time.monotonic()
+    while True:
+        found = _read_shard(shard.path, shard.prompts)
+        if found is not None or time.monotonic() - waited >= patience:
+            return found
+        time.sleep(min(1.0, patience))
 
 
 def fingerprint_hash(fingerprint: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet
 import pytest
@@ -150,6 +151,23 @@ def test_key_order_batch_and_shard_size_are_not_inputs(tmp_path, expected):
     assert plain(run(tmp_path, reordered)) == expected  # shards of another size do not disturb the first
     assert reordered.calls == []
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_processes_share_the_work(tmp_path, expected):
+    """Three over one folder: each shard is written once, each process gets all documents."""
+    samplers, options = [Sampler() for _ in range(3)], {"world": 3, "batch_size": 8, "patience": 60.0}
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(run, tmp_path, s, rank=i, **options) for i, s in enumerate(samplers)]
+        assert all(plain(finished.result()) == expected for finished in runs)
+    assert [sampler.calls for sampler in samplers] == [[0], [8], [16]]
+
+
+def test_shards_of_processes_that_are_not_there_are_written_all_the_same(tmp_path, expected):
+    seen, sampler = [], Sampler()
+    report = lambda done, total: seen.append(done)  # noqa: E731
+    made = run(tmp_path, sampler, rank=1, world=3, batch_size=8, patience=0.1, progress=report)
+    assert plain(made) == expected
+    assert sampler.calls == [8, 0, 16] and seen == [0, 8, 16, 23]
 
 
 def test_manifest_holds_everything(tmp_path):
