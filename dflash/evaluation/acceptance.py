@@ -131,14 +131,20 @@ def walk_features(
 ) -> list[tuple[int, ...]]:
     """``chain_walk`` over features already taken."""
     K = block_size if block_size is not None else draft.shape.block_size
-    first, S = min(prompt_lengths), batch.ids_BS.shape[1]
-    accepted_BS = torch.zeros_like(batch.ids_BS)
-    for start in range(first, S, chunk_anchors):
-        stop = min(S, start + chunk_anchors)
-        anchors_BA = torch.arange(start, stop, device=target.device).expand(len(batch.ids_BS), -1).contiguous()
-        accepted_BS[:, start:stop] = _accepted(target, draft, batch, features, anchors_BA, block_size=K)
-    rows = zip(accepted_BS.tolist(), prompt_lengths, (batch.documents_BS == 0).sum(1).tolist(), strict=True)
-    return [_walk(accepted, first=first, last=length - 1) for accepted, first, length in rows]
+    device, S = target.device, batch.ids_BS.shape[1]
+    firsts_B1 = torch.tensor(prompt_lengths, device=device)[:, None]
+    counts = [length - first for length, first in zip(_lengths(batch), prompt_lengths, strict=True)]
+    found = []
+    for start in range(0, max(counts), chunk_anchors):
+        behind_A = torch.arange(start, min(max(counts), start + chunk_anchors), device=device)
+        anchors_BA = (firsts_B1 + behind_A).clamp_max(S - 1)  # a row's own continuation and no more
+        found.append(_accepted(target, draft, batch, features, anchors_BA, block_size=K))
+    return [_walk(row, count - 1) for row, count in zip(torch.cat(found, dim=1).tolist(), counts, strict=True)]
+
+
+def _lengths(batch: TokenBatch) -> list[int]:
+    """Tokens of each row's one document."""
+    return (batch.documents_BS == 0).sum(1).tolist()
 
 
 def _accepted(
@@ -160,11 +166,14 @@ def _accepted(
     return hits.long().cumprod(-1).sum(-1)
 
 
-def _walk(accepted: list[int], *, first: int, last: int) -> tuple[int, ...]:
-    """Lengths of the rounds from the first generated token to the last one; the final round is cut there."""
-    lengths, p = [], first
-    while p < last:
-        lengths.append(min(accepted[p] + 1, last - p))
+def _walk(accepted: list[int], count: int) -> tuple[int, ...]:
+    """Lengths of the rounds over ``count`` tokens behind the first generated one; the final round is cut there.
+
+    accepted: of the blocks at the first generated token and at those behind it.
+    """
+    lengths, p = [], 0
+    while p < count:
+        lengths.append(min(accepted[p] + 1, count - p))
         p += lengths[-1]
     return tuple(lengths)
 
