@@ -87,8 +87,10 @@ class RegeneratedData(DataRecipe):
 
     def open(self, loaded: LoadedTarget, progress: Progress) -> Open:
         rank, world = launched()
-        documents = regenerate(
-            self._prompts(loaded),
+        prompts = self._prompts(loaded)
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].ids))  # batches of like lengths pad little
+        answered = regenerate(
+            [prompts[i] for i in order],
             generate=self._generate(loaded),
             fingerprint=self.fingerprint(loaded),
             cache_dir=self.cache,
@@ -98,6 +100,7 @@ class RegeneratedData(DataRecipe):
             rank=rank,
             world=world,
         )
+        documents = [document for _, document in sorted(zip(order, answered, strict=True), key=lambda pair: pair[0])]
         return lambda: documents
 
     def questions(self, reading: Reading, *, max_tokens: int | None, count: int | None) -> Iterator[Prompt]:

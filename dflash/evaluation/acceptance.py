@@ -12,12 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dflash.blocks import make_blocks
 from dflash.draft.draft import Draft
 from dflash.draft.mask import block_geometry
 from dflash.target.target import Target
 from dflash.types import TargetFeatures, TokenBatch
+
+CHUNK_BLOCKS = 128  # whose logits over the vocabulary are in memory at a time
 
 
 @dataclass(frozen=True)
@@ -159,11 +162,16 @@ def _accepted(
     # A head and a draft that goes left to right are given the data's tokens: up to the first miss, and no further
     # counts, they are the draft's own.
     previous_BAP = blocks.labels_BAK[..., :-1]
-    logits = target.logits(hidden.to(target.dtype)).flatten(0, 1)
-    logits = draft.correct(logits, hidden.flatten(0, 1), previous_BAP.flatten(0, 1), target.embed)
-    guesses_BAP = logits.argmax(-1).view_as(previous_BAP)
+    parts = zip(*(x.flatten(0, 1).split(CHUNK_BLOCKS) for x in (hidden, previous_BAP)), strict=True)
+    guesses_BAP = torch.cat([_guesses(target, draft, *part) for part in parts]).view_as(previous_BAP)
     hits = (guesses_BAP == blocks.labels_BAK[..., 1:]) & blocks.label_mask_BAK[..., 1:]
     return hits.long().cumprod(-1).sum(-1)
+
+
+def _guesses(target: Target, draft: Draft, hidden_MPH: Tensor, previous_MP: Tensor) -> Tensor:
+    """long [M, P]: the likeliest token of each slot of M blocks."""
+    logits_MPV = target.logits(hidden_MPH.to(target.dtype))
+    return draft.correct(logits_MPV, hidden_MPH, previous_MP, target.embed).argmax(-1)
 
 
 def _walk(accepted: list[int], count: int) -> tuple[int, ...]:
