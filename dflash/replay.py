@@ -53,7 +53,7 @@ class Replay:
 
     def __init__(self, run: Pass, modules: Iterable[nn.Module]):
         self.run = run
-        self.modules = modules
+        self.modules = list(modules)
         self.refused: str | None = None
         self._entries: dict[tuple, _Entry] = {}
 

@@ -100,7 +100,8 @@ class RegeneratedData(DataRecipe):
             rank=rank,
             world=world,
         )
-        documents = [document for _, document in sorted(zip(order, answered, strict=True), key=lambda pair: pair[0])]
+        by_prompt = dict(zip(order, answered, strict=True))
+        documents = [by_prompt[i] for i in range(len(prompts))]
         return lambda: documents
 
     def questions(self, reading: Reading, *, max_tokens: int | None, count: int | None) -> Iterator[Prompt]:

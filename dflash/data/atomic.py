@@ -11,7 +11,7 @@ from pathlib import Path
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """``write`` fills a file beside ``path``, which is flushed to disk and then renamed to it.
 
-    Its name is unlike any other's, so that processes on several machines may write the same file at once.
+    The temporary file is named unlike any other, so that processes on several machines may write the same file at once.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:

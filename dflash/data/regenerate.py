@@ -57,7 +57,6 @@ def regenerate(
     if batch_size < 1 or shard_size < 1:
         raise ValueError(f"data: batch_size={batch_size} and shard_size={shard_size} must be at least 1")
     folder = _open_cache(Path(cache_dir), {**fingerprint, "prompts_sha256": prompts_hash(prompts)})
-    report = progress or (lambda done, total: None)
     done, report = 0, progress or (lambda done, total: None)
     report(0, len(prompts))
 

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from dflash.draft.draft import Draft
-from dflash.draft.heads.slots import Slots, make_slots, recorded_walk
+from dflash.draft.heads.slots import Slots, make_slots
 from dflash.draft.session import DraftReplays, DraftSession
 from dflash.draft.stepping import SteppedSlots
-from dflash.replay import Replay
 from dflash.target.target import Target
 
 
@@ -59,19 +58,13 @@ class BlockProposer(Proposer):
         self.taps, self.block_size = draft.shape.taps, draft.shape.block_size
         self.confident = draft.shape.head is not None and draft.shape.head.confident
         self.replays: DraftReplays | None = None
-        self.walks: Replay | None = None
 
     def open(self, target: Target, batch_size: int, *, capacity: int, block_size: int) -> Proposing:
-        if not target.replays_batch(batch_size):
-            return _Blocks(self.draft.open(batch_size, capacity=capacity), target, block_size=block_size)
-        self._replay(target)
-        session = self.draft.open(batch_size, capacity=capacity, replays=self.replays)
-        return _Blocks(session, target, block_size=block_size, walks=self.walks)
-
-    def _replay(self, target: Target) -> None:
-        if self.replays is None:
-            self.replays = DraftReplays(self.draft)
-            self.walks = recorded_walk(self.draft.head, target.embed) if self.draft.head is not None else None
+        replayed = target.replays_batch(batch_size)
+        if replayed and self.replays is None:
+            self.replays = DraftReplays(self.draft, target.embed)
+        session = self.draft.open(batch_size, capacity=capacity, replays=self.replays if replayed else None)
+        return _Blocks(session, target, block_size=block_size)
 
 
 class StepProposer(Proposer):
@@ -95,8 +88,8 @@ def proposer_of(draft: Draft | Proposer) -> Proposer:
 
 
 class _Blocks:
-    def __init__(self, session: DraftSession, target: Target, *, block_size: int, walks: Replay | None = None):
-        self.session, self.target, self.walks = session, target, walks
+    def __init__(self, session: DraftSession, target: Target, *, block_size: int):
+        self.session, self.target = session, target
         self.draft = draft = session.draft
         self.noise_D = torch.full((block_size - 1,), draft.shape.mask_token_id, device=target.device)
 
@@ -107,7 +100,9 @@ class _Blocks:
         noise_BK = torch.cat([anchor_B[:, None], self.noise_D.expand(len(anchor_B), -1)], dim=1)
         hidden_BDH = self.session.propose(self.target.embed(noise_BK))[:, 1:]
         logits_BDV = self.target.logits(hidden_BDH.to(self.target.dtype))
-        return make_slots(self.draft.head, logits_BDV, hidden_BDH, anchor_B, self.target.embed, greedy=self.walks)
+        replays = self.session.replays
+        greedy = None if replays is None else replays.walk
+        return make_slots(self.draft.head, logits_BDV, hidden_BDH, anchor_B, self.target.embed, greedy=greedy)
 
     def select(self, rows: Tensor, *, longest: int, ragged: bool) -> None:
         self.session.select(rows, longest=longest, ragged=ragged)

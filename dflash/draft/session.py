@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dflash.draft.heads.head import Embed
+from dflash.draft.heads.slots import recorded_walk
 from dflash.replay import Replay, in_steps
 
 if TYPE_CHECKING:
@@ -89,14 +91,16 @@ class DraftSession:
 
 
 class DraftReplays:
-    """Recordings of the passes of a draft's sessions; see ``dflash.replay``."""
+    """Recordings of the passes of a draft's sessions, and of its head's greedy walk (None without a head); see
+    ``dflash.replay``. embed: the target's."""
 
-    def __init__(self, draft: Draft):
+    def __init__(self, draft: Draft, embed: Embed):
         def propose(noise: Tensor, lengths: Tensor, *buffers: Tensor) -> tuple[Tensor]:
             return (_propose(draft, noise, lengths, buffers, ragged=True),)  # a rounded length is masked
 
         self.extend = Replay(lambda taps, slots, *buffers: _extend(draft, taps, slots, buffers), [draft])
         self.propose = Replay(propose, [draft])
+        self.walk = recorded_walk(draft.head, embed) if draft.head is not None else None
 
 
 @dataclass(frozen=True)

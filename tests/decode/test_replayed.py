@@ -69,7 +69,7 @@ def test_a_heads_greedy_walk_is_recorded(kind, prompts):
         decoder = SpeculativeDecoder(target, draft)
         found.append(decoder.generate(prompts, max_new_tokens=24)[0])
     assert found[0] == found[1]
-    assert decoder.proposer.walks.num_recordings > 0 and decoder.proposer.walks.refused is None
+    assert decoder.proposer.replays.walk.num_recordings > 0 and decoder.proposer.replays.walk.refused is None
 
 
 @pytest.mark.parametrize("proposing", [lambda target: headed_draft(target, "markov"), lambda target: Lookup()])
