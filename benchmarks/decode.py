@@ -144,15 +144,14 @@ def terms(loaded: LoadedTarget, draft, prompt: Sequence[int]) -> dict[str, float
     proposing.extend(ids, taps, length, longest=len(prompt), ragged=False)
     block, one = ids[:, :K], ids[:, :1]
     taps = session.advance(block)[1]
-    none, slots = torch.zeros_like(length), proposing.slots(one[:, 0])
+    none = torch.zeros_like(length)
     loop = target.open(1, capacity=len(prompt) + 2)
     loop.advance(ids)
     loop.keep(length, longest=len(prompt))
     return {
         "step": median_seconds(lambda: target.logits(loop.advance(one)[0])),
         "verify": median_seconds(lambda: target.logits(session.advance(block)[0])),
-        "propose": median_seconds(lambda: proposing.slots(one[:, 0])),
-        "walk": median_seconds(lambda: slots.walk(likeliest)),
+        "propose": median_seconds(lambda: proposing.slots(one[:, 0]).walk(likeliest)),
         "extend": median_seconds(lambda: proposing.extend(block, taps, none, longest=len(prompt), ragged=False)),
     }
 
@@ -238,7 +237,7 @@ def main() -> None:
     )
     acceptance = sum(sum(t.lengths) for t in traces) / sum(len(t.lengths) for t in traces)
     parts = terms(loaded, draft, max(ids, key=len))
-    work = parts["propose"] + parts["walk"] + parts["extend"]
+    work = parts["propose"] + parts["extend"]
     result = {
         "prompts": len(ids), "tokens": options.tokens, "threads": torch.get_num_threads(), "torch": torch.__version__,
         "race": raced, "terms": parts, "acceptance": acceptance,

@@ -11,9 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dflash.decode.recorded import RecordedSlots, Recordings, block_ids
 from dflash.draft.draft import Draft
 from dflash.draft.heads.slots import Slots, make_slots
-from dflash.draft.session import DraftReplays, DraftSession
+from dflash.draft.session import DraftSession
 from dflash.draft.stepping import SteppedSlots
 from dflash.target.target import Target
 
@@ -25,7 +26,7 @@ class Proposing(Protocol):
         """Each row's next counts_B[b] <= Q tokens are decided, and the target has run on them."""
         ...
 
-    def slots(self, anchor_B: Tensor) -> Slots | SteppedSlots:
+    def slots(self, anchor_B: Tensor) -> Slots | RecordedSlots | SteppedSlots:
         """Up to K - 1 slots behind the anchors, the tokens that come right behind those."""
         ...
 
@@ -57,14 +58,15 @@ class BlockProposer(Proposer):
         self.draft = draft
         self.taps, self.block_size = draft.shape.taps, draft.shape.block_size
         self.confident = draft.shape.head is not None and draft.shape.head.confident
-        self.replays: DraftReplays | None = None
+        self.recordings: Recordings | None = None
 
     def open(self, target: Target, batch_size: int, *, capacity: int, block_size: int) -> Proposing:
-        replayed = target.replays_batch(batch_size)
-        if replayed and self.replays is None:
-            self.replays = DraftReplays(self.draft, target.embed)
-        session = self.draft.open(batch_size, capacity=capacity, replays=self.replays if replayed else None)
-        return _Blocks(session, target, block_size=block_size)
+        if not target.replays_batch(batch_size):
+            return _Blocks(self.draft.open(batch_size, capacity=capacity), target, block_size=block_size)
+        if self.recordings is None or self.recordings.target is not target:
+            self.recordings = Recordings(self.draft, target)
+        session = self.draft.open(batch_size, capacity=capacity, extension=self.recordings.extend)
+        return _Blocks(session, target, block_size=block_size, recordings=self.recordings)
 
 
 class StepProposer(Proposer):
@@ -88,21 +90,21 @@ def proposer_of(draft: Draft | Proposer) -> Proposer:
 
 
 class _Blocks:
-    def __init__(self, session: DraftSession, target: Target, *, block_size: int):
-        self.session, self.target = session, target
+    def __init__(self, session: DraftSession, target: Target, *, block_size: int, recordings: Recordings | None = None):
+        self.session, self.target, self.recordings = session, target, recordings
         self.draft = draft = session.draft
         self.noise_D = torch.full((block_size - 1,), draft.shape.mask_token_id, device=target.device)
 
     def extend(self, ids_BQ: Tensor, taps_BQTH: Tensor | None, counts_B: Tensor, *, longest: int, ragged: bool) -> None:
         self.session.extend(taps_BQTH, counts_B, longest=longest, ragged=ragged)
 
-    def slots(self, anchor_B: Tensor) -> Slots:
-        noise_BK = torch.cat([anchor_B[:, None], self.noise_D.expand(len(anchor_B), -1)], dim=1)
-        hidden_BDH = self.session.propose(self.target.embed(noise_BK))[:, 1:]
+    def slots(self, anchor_B: Tensor) -> Slots | RecordedSlots:
+        if self.recordings is not None:
+            given = anchor_B, self.noise_D, *self.session.context()
+            return RecordedSlots(self.recordings, given, num_slots=len(self.noise_D))
+        hidden_BDH = self.session.propose(self.target.embed(block_ids(anchor_B, self.noise_D)))[:, 1:]
         logits_BDV = self.target.logits(hidden_BDH.to(self.target.dtype))
-        replays = self.session.replays
-        greedy = None if replays is None else replays.walk
-        return make_slots(self.draft.head, logits_BDV, hidden_BDH, anchor_B, self.target.embed, greedy=greedy)
+        return make_slots(self.draft.head, logits_BDV, hidden_BDH, anchor_B, self.target.embed)
 
     def select(self, rows: Tensor, *, longest: int, ragged: bool) -> None:
         self.session.select(rows, longest=longest, ragged=ragged)

@@ -19,8 +19,9 @@ from dflash.draft.heads.head import Embed, Head
 from dflash.draft.layers import DraftLayer
 from dflash.draft.mask import BlockGeometry
 from dflash.draft.rope import Rotary
-from dflash.draft.session import DraftReplays, DraftSession
+from dflash.draft.session import DraftSession
 from dflash.draft.shape import DraftShape
+from dflash.replay import Replay
 from dflash.types import AnchoredBlocks
 
 
@@ -94,9 +95,9 @@ class Draft(nn.Module):
             return logits_MPV
         return self.head(logits_MPV, hidden_MPH, previous_MP, embed)
 
-    def open(self, batch_size: int, *, capacity: int, replays: DraftReplays | None = None) -> DraftSession:
-        """A decoding session of ``batch_size`` empty rows. replays: recordings that its passes may come from."""
-        return DraftSession(self, batch_size=batch_size, capacity=capacity, replays=replays)
+    def open(self, batch_size: int, *, capacity: int, extension: Replay | None = None) -> DraftSession:
+        """A decoding session of ``batch_size`` empty rows. extension: see there."""
+        return DraftSession(self, batch_size=batch_size, capacity=capacity, extension=extension)
 
     def _attend_under(self, mask):
         return lambda query, context, block: self.attention(query, context, block, mask)

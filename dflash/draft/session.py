@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dflash.draft.heads.head import Embed
-from dflash.draft.heads.slots import recorded_walk
 from dflash.replay import Replay, in_steps
 
 if TYPE_CHECKING:
@@ -24,14 +22,15 @@ if TYPE_CHECKING:
 class DraftSession:
     """Opened by ``Draft.open``. lengths_B: long [B], context tokens each row holds.
 
-    replays: recordings of its two passes, over contexts of rounded length, or None for eager ones.
+    extension: recordings of what ``extend`` does (``recorded_extension``), or None; with them, contexts are shown at
+    rounded lengths, for other passes to be recorded as well.
     """
 
-    def __init__(self, draft: Draft, *, batch_size: int, capacity: int, replays: DraftReplays | None = None):
+    def __init__(self, draft: Draft, *, batch_size: int, capacity: int, extension: Replay | None = None):
         shape, weight = draft.shape, draft.fc.weight
         self.draft = draft
-        self.replays = replays
-        self.capacity = capacity if replays is None else in_steps(capacity)
+        self.extension = extension
+        self.capacity = capacity if extension is None else in_steps(capacity)
         self.lengths_B = torch.zeros(batch_size, dtype=torch.long, device=weight.device)
         self.longest = 0
         self.ragged = False  # whether rows differ in length
@@ -50,20 +49,22 @@ class DraftSession:
             raise ValueError(f"draft session: {self.longest + Q} tokens do not fit its capacity of {self.capacity}")
         slots_BQ = self.lengths_B[:, None] + torch.arange(Q, device=self.lengths_B.device)
         buffers = self._buffers(self.capacity)
-        if self.replays is None:
+        if self.extension is None:
             _extend(self.draft, taps_BQTH, slots_BQ, buffers)
         else:
-            self.replays.extend(taps_BQTH, slots_BQ, *buffers)
+            self.extension(taps_BQTH, slots_BQ, *buffers)
         self.lengths_B = self.lengths_B + counts_B
         self.longest, self.ragged = longest, ragged
 
     @torch.no_grad()
     def propose(self, noise_BKH: Tensor) -> Tensor:
         """Hidden states [B, K, H] of the blocks whose anchors stand right behind each row's context."""
-        buffers = self._buffers(self.num_seen)
-        if self.replays is not None:
-            return self.replays.propose(noise_BKH, self.lengths_B, *buffers)[0]
-        return _propose(self.draft, noise_BKH, self.lengths_B, buffers, ragged=self.ragged)
+        lengths_B, *buffers = self.context()
+        return propose(self.draft, noise_BKH, lengths_B, buffers, ragged=self._masked)
+
+    def context(self) -> tuple[Tensor, ...]:
+        """(lengths_B, and each layer's keys and values as far as a block is shown them): what ``propose`` reads."""
+        return self.lengths_B, *self._buffers(self.num_seen)
 
     def select(self, rows: Tensor, *, longest: int, ragged: bool) -> None:
         """Keep only these rows of the batch; ``longest`` and ``ragged`` are those of the rows that stay."""
@@ -74,33 +75,30 @@ class DraftSession:
     def mask(self, positions_BK: Tensor, window: int | None, *, num_inside: int) -> Tensor | None:
         """bool [B, 1, K, num_seen + num_inside], or None where every slot sees every key: those of the context, and
         ``num_inside`` of its own block, of which the K are the last."""
-        rule = _Rule(self.draft.shape.causal, self.ragged or self.replays is not None)
+        rule = _Rule(self.draft.shape.causal, self._masked)
         return rule.mask(self.lengths_B, positions_BK, window, num_seen=self.num_seen, num_inside=num_inside)
 
     @property
     def num_seen(self) -> int:
         """Context slots that a block is shown, masked where a row has not come so far."""
-        return self.longest if self.replays is None else in_steps(self.longest)
+        return self.longest if self.extension is None else in_steps(self.longest)
 
     def attend_to(self, buffers: tuple[Tensor, Tensor], mask: Tensor | None):
         """How a layer's queries attend to its context buffers and the block's own keys and values."""
         return _attend_to(tuple(buffer[:, : self.num_seen] for buffer in buffers), mask)
 
+    @property
+    def _masked(self) -> bool:
+        """Whether buffers are longer than some row's context."""
+        return self.ragged or self.extension is not None
+
     def _buffers(self, length: int) -> list[Tensor]:
         return [buffer[:, :length] for pair in self.keys_values for buffer in pair]
 
 
-class DraftReplays:
-    """Recordings of the passes of a draft's sessions, and of its head's greedy walk (None without a head); see
-    ``dflash.replay``. embed: the target's."""
-
-    def __init__(self, draft: Draft, embed: Embed):
-        def propose(noise: Tensor, lengths: Tensor, *buffers: Tensor) -> tuple[Tensor]:
-            return (_propose(draft, noise, lengths, buffers, ragged=True),)  # a rounded length is masked
-
-        self.extend = Replay(lambda taps, slots, *buffers: _extend(draft, taps, slots, buffers), [draft])
-        self.propose = Replay(propose, [draft])
-        self.walk = recorded_walk(draft.head, embed) if draft.head is not None else None
+def recorded_extension(draft: Draft) -> Replay:
+    """What ``DraftSession.extend`` does to its buffers, as recordings."""
+    return Replay(lambda taps, slots, *buffers: _extend(draft, taps, slots, buffers), [draft])
 
 
 @dataclass(frozen=True)
@@ -139,8 +137,9 @@ def _extend(draft: Draft, taps_BQTH: Tensor, slots_BQ: Tensor, buffers: Sequence
     return tuple(written)
 
 
-def _propose(draft: Draft, noise_BKH: Tensor, lengths_B: Tensor, buffers: Sequence[Tensor], *, ragged: bool) -> Tensor:
-    """One pass over blocks, given keys and values of the context for each layer."""
+def propose(draft: Draft, noise_BKH: Tensor, lengths_B: Tensor, buffers: Sequence[Tensor], *, ragged: bool) -> Tensor:
+    """``DraftSession.propose`` as a function of tensors: one pass over blocks, given each layer's keys and values of
+    the context. ragged: buffers are longer than some row's context."""
     K, num_seen, rule = noise_BKH.shape[1], buffers[0].shape[1], _Rule(draft.shape.causal, ragged)
     positions_BK = lengths_B[:, None] + torch.arange(K, device=lengths_B.device)
     masks = {

@@ -40,7 +40,7 @@ class ScriptedDraft:
         self.sequences = [list(sequence) for sequence in sequences]
         self.change = change
 
-    def open(self, batch_size: int, *, capacity: int, replays: None = None) -> ScriptedSession:
+    def open(self, batch_size: int, *, capacity: int, extension: None = None) -> ScriptedSession:
         assert batch_size == len(self.sequences)
         return ScriptedSession(self, capacity=capacity)
 
@@ -56,8 +56,6 @@ class ScriptedDraft:
 
 
 class ScriptedSession:
-    replays = None
-
     def __init__(self, draft: ScriptedDraft, *, capacity: int):
         self.draft = draft
         self.rows = list(range(len(draft.sequences)))

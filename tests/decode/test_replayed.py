@@ -10,7 +10,9 @@ from toys import ATTENTION_FAMILIES, HYBRID_FAMILIES, tiny_draft, tiny_target
 from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.decode.decoder import SpeculativeDecoder
 from dflash.decode.lookup import Lookup
-from dflash.decode.verify import DDTree, Match
+from dflash.decode.proposer import proposer_of
+from dflash.decode.sampling import Sampling
+from dflash.decode.verify import Adaptive, DDTree, Match, Rejection
 from dflash.evaluation.measure import measure
 from dflash.replay import Replay
 from dflash.target.target import Target
@@ -53,15 +55,17 @@ def test_decoding_is_the_same(family, verifier):
     recordings = sum(replay.num_recordings for replay in replayed.replays.values())
     refusals = {replay.refused for replay in replayed.replays.values()} - {None}
     assert recordings > 0 and not refusals
-    drafting = decoders[1].proposer.replays
-    assert drafting.propose.num_recordings > 0 and drafting.extend.num_recordings > 0
-    assert drafting.propose.refused is None and drafting.extend.refused is None
-    assert decoders[0].proposer.replays is None
+    drafting = decoders[1].proposer.recordings
+    asked, other = (drafting.slots, drafting.chain)[:: 1 if verifier.needs_tree else -1]
+    for replay in (asked, drafting.extend):
+        assert replay.num_recordings > 0 and replay.refused is None
+    assert other.num_recordings == 0, "a chain is one recording, and a tree asks for no chain"
+    assert decoders[0].proposer.recordings is None
 
 
 @pytest.mark.parametrize("kind", ["markov", "dspark", "gru"])
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["ragged", "alone"])
-def test_a_heads_greedy_walk_is_recorded(kind, prompts):
+def test_the_chain_of_a_draft_with_a_head_is_recorded(kind, prompts):
     eager = tiny_target("gpt_oss")
     draft = headed_draft(eager, kind)
     found = []
@@ -69,7 +73,30 @@ def test_a_heads_greedy_walk_is_recorded(kind, prompts):
         decoder = SpeculativeDecoder(target, draft)
         found.append(decoder.generate(prompts, max_new_tokens=24)[0])
     assert found[0] == found[1]
-    assert decoder.proposer.replays.walk.num_recordings > 0 and decoder.proposer.replays.walk.refused is None
+    chain = decoder.proposer.recordings.chain
+    assert chain.num_recordings > 0 and chain.refused is None
+
+
+def test_recordings_are_of_one_target():
+    """A draft's proposer that is opened over another target of the same shape proposes by that one's lm_head."""
+    first, second = (replaying(tiny_target("gpt_oss", seed=seed)) for seed in (0, 1))
+    proposer = proposer_of(headed_draft(first, "markov"))
+    for target in (first, second, first):
+        decoder = SpeculativeDecoder(target, proposer)
+        own = AutoregressiveDecoder(target).generate(PROMPTS, max_new_tokens=24)[0]
+        assert [t.tokens for t in decoder.generate(PROMPTS, max_new_tokens=24)[0]] == [t.tokens for t in own]
+        assert proposer.recordings.target is target
+
+
+@pytest.mark.parametrize("verifier", [Rejection(), Adaptive(threshold=0.1)], ids=["rejection", "adaptive"])
+def test_sampled_and_adaptive_chains_are_the_same(verifier):
+    eager = tiny_target("gpt_oss")
+    draft, sampling = headed_draft(eager, "dspark"), Sampling(temperature=1.0, seed=3)
+    found = [
+        SpeculativeDecoder(target, draft, verifier=verifier, sampling=sampling).generate(PROMPTS, max_new_tokens=24)[0]
+        for target in (eager, replaying(eager))
+    ]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("proposing", [lambda target: headed_draft(target, "markov"), lambda target: Lookup()])

@@ -96,10 +96,11 @@ class _Opened:
         return self._seconds(lambda: self.target.logits(self.session.advance(ids_BQ)[0]))
 
     def proposing_seconds(self) -> tuple[float, float]:
-        slots = self.proposing.slots(self.anchor_B)
-        draft = self._seconds(lambda: self.proposing.slots(self.anchor_B))
-        walk = self._seconds(lambda: slots.walk(likeliest))
-        return (draft + walk, 0.0) if self.sequential else (draft, walk)
+        chain = self._seconds(lambda: self.proposing.slots(self.anchor_B).walk(likeliest))
+        if self.sequential:
+            return chain, 0.0
+        draft = self._seconds(lambda: self.proposing.slots(self.anchor_B).drawn_up())
+        return draft, max(0.0, chain - draft)
 
     def _seconds(self, work: Callable[[], object]) -> float:
         with recording_at_once():

@@ -96,6 +96,7 @@ class CaDDTree(_TreeVerifier):
 
 
 def _grow(slots: Slots, sampling: Sampling, *, num_nodes: int) -> Grown:
+    slots = slots.drawn_up()
     if isinstance(slots, LinkedSlots):
         return grow_linked(slots, lambda logits: log_confidence(logits, sampling), num_nodes=num_nodes)
     return grow(log_confidence(slots.logits_BDV, sampling), num_nodes=num_nodes)

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from dflash.draft.heads.head import Embed, Head
-from dflash.replay import Replay
 
 Choose = Callable[[Tensor, slice], Tensor]  # (logits [B, n, V], which slots these are) -> tokens, long [B, n]
 
 
 def likeliest(logits_BNV: Tensor, part: slice) -> Tensor:
-    """The greedy choice, whose walks may be replayed."""
+    """The greedy choice, of which a draft may know a shorter way (``decode.recorded``)."""
     return logits_BNV.argmax(-1)
 
 
@@ -49,6 +48,10 @@ class Slots:
     def num_slots(self) -> int:
         return self.logits_BDV.shape[1]
 
+    def drawn_up(self) -> Slots:
+        """Themselves: they have their logits."""
+        return self
+
     def walk(self, choose: Choose) -> Walk:
         """The chain that ``choose`` takes, left to right."""
         return Walk(choose(self.logits_BDV, slice(0, self.num_slots)), self.logits_BDV)
@@ -56,20 +59,14 @@ class Slots:
 
 @dataclass(frozen=True)
 class LinkedSlots(Slots):
-    """Slots that a head links: each depends on the tokens before it. hidden_BDH: the slots' states; anchor_B: long.
-
-    greedy: recordings of the walk that takes the likeliest tokens (``recorded_walk``), or None.
-    """
+    """Slots that a head links: each depends on the tokens before it. hidden_BDH: the slots' states; anchor_B: long."""
 
     head: Head
     hidden_BDH: Tensor
     anchor_B: Tensor
     embed: Embed
-    greedy: Replay | None = None
 
     def walk(self, choose: Choose) -> Walk:
-        if choose is likeliest and self.greedy is not None:
-            return Walk(*self.greedy(self.logits_BDV, self.hidden_BDH, self.anchor_B))
         memory, previous_B = None, self.anchor_B
         tokens, logits, confidences = [], [], []
         for slot in range(self.num_slots):
@@ -98,27 +95,8 @@ class LinkedSlots(Slots):
         return self.head.follow(memory_BWG.gather(1, index), tokens_BN, self.embed)
 
 
-def make_slots(
-    head: Head | None,
-    logits_BDV: Tensor,
-    hidden_BDH: Tensor,
-    anchor_B: Tensor,
-    embed: Embed,
-    *,
-    greedy: Replay | None = None,
-) -> Slots:
+def make_slots(head: Head | None, logits_BDV: Tensor, hidden_BDH: Tensor, anchor_B: Tensor, embed: Embed) -> Slots:
     """The slots of one draft pass; linked where the draft has a head and there is a slot at all."""
     if head is None or logits_BDV.shape[1] == 0:
         return Slots(logits_BDV)
-    return LinkedSlots(logits_BDV, head, hidden_BDH, anchor_B, embed, greedy)
-
-
-def recorded_walk(head: Head, embed: Embed) -> Replay:
-    """The greedy walk as a pass of tensors only: a head's small steps are half interpreter."""
-
-    def run(logits_BDV: Tensor, hidden_BDH: Tensor, anchor_B: Tensor) -> tuple[Tensor, ...]:
-        walk = LinkedSlots(logits_BDV, head, hidden_BDH, anchor_B, embed).walk(likeliest)
-        results = walk.tokens_BD, walk.logits_BDV
-        return results if walk.confidence_BD is None else (*results, walk.confidence_BD)
-
-    return Replay(run, [head])
+    return LinkedSlots(logits_BDV, head, hidden_BDH, anchor_B, embed)
