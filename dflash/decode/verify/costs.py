@@ -96,11 +96,14 @@ class _Opened:
         return self._seconds(lambda: self.target.logits(self.session.advance(ids_BQ)[0]))
 
     def proposing_seconds(self) -> tuple[float, float]:
-        chain = self._seconds(lambda: self.proposing.slots(self.anchor_B).walk(likeliest))
         if self.sequential:
-            return chain, 0.0
+            return self._seconds(lambda: self.proposing.slots(self.anchor_B).walk(likeliest)), 0.0
         draft = self._seconds(lambda: self.proposing.slots(self.anchor_B).drawn_up())
-        return draft, max(0.0, chain - draft)
+        slots = self.proposing.slots(self.anchor_B)
+        walk = self._seconds(lambda: slots.walk(likeliest))
+        if slots.drawn_up() is slots:
+            return draft, walk
+        return draft, max(0.0, walk - draft)  # a recorded chain drafts its slots as well
 
     def _seconds(self, work: Callable[[], object]) -> float:
         with recording_at_once():
