@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -42,9 +43,8 @@ class ForwardKL:
         self.temperature = _above_zero("forward_kl", temperature)
 
     def __call__(self, logits_MPV: Tensor, labels_MP: Tensor, target_MPV: Tensor | None) -> Tensor:
-        draft = (logits_MPV / self.temperature).log_softmax(-1)
-        target = (target_MPV / self.temperature).log_softmax(-1)
-        return (target.exp() * (target - draft)).sum(-1) * self.temperature**2
+        draft, target = _at(self.temperature, logits_MPV, target_MPV)
+        return F.kl_div(draft, target, log_target=True, reduction="none").sum(-1) * self.temperature**2
 
 
 class ReverseKL:
@@ -56,9 +56,8 @@ class ReverseKL:
         self.temperature = _above_zero("reverse_kl", temperature)
 
     def __call__(self, logits_MPV: Tensor, labels_MP: Tensor, target_MPV: Tensor | None) -> Tensor:
-        draft = (logits_MPV / self.temperature).log_softmax(-1)
-        target = (target_MPV / self.temperature).log_softmax(-1)
-        return (draft.exp() * (draft - target)).sum(-1) * self.temperature**2
+        draft, target = _at(self.temperature, logits_MPV, target_MPV)
+        return F.kl_div(target, draft, log_target=True, reduction="none").sum(-1) * self.temperature**2
 
 
 class TotalVariation:
@@ -106,6 +105,12 @@ class ExpectedLength:
     def __call__(self, logits_MPV: Tensor, labels_MP: Tensor, target_MPV: Tensor | None) -> Tensor:
         nats_MP = CrossEntropy()(logits_MPV, labels_MP, target_MPV)
         return -(-nats_MP.cumsum(-1)).expm1()
+
+
+def _at(temperature: float, logits_MPV: Tensor, target_MPV: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of draft and target at ``temperature``; at 1 the draft's are given."""
+    draft = logits_MPV if temperature == 1 else (logits_MPV / temperature).log_softmax(-1)
+    return draft, (target_MPV if temperature == 1 else target_MPV / temperature).log_softmax(-1)
 
 
 def _above_zero(name: str, temperature: float) -> float:

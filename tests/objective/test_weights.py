@@ -101,6 +101,7 @@ def test_kl_at_a_temperature_keeps_the_size_of_its_gradient():
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(50, 7, 20, generator=generator) * 0.1
     draft = target + 0.01 * torch.randn(50, 7, 20, generator=generator)
+    draft = draft.log_softmax(-1)
     labels = torch.zeros(50, 7, dtype=torch.long)
     cold, warm = (float(ForwardKL(temperature=t)(draft, labels, target).mean()) for t in (1.0, 4.0))
     assert cold > 0
