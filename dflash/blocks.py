@@ -45,6 +45,33 @@ def chunk_anchors(batch: TokenBatch, *, block_size: int) -> Tensor:
     return candidates_BS & ((index_S - before_BS - 1) % block_size == 0)
 
 
+def novel_anchors(batch: TokenBatch, *, block_size: int, ngram: int = 4, thinning: int = 4) -> Tensor:
+    """conf ``anchors=novel``: bool [B, S], candidates behind which is news, and one in ``thinning`` of the others.
+
+    Not news is an anchor that begins ``ngram`` tokens which stand in the same document before: text that repeats itself
+    is soon learnt, and a decode passes it in few rounds of many tokens, so that it starts most blocks elsewhere.
+    """
+    candidates_BS = anchor_candidates(batch)
+    repeated_BS = repeated_ngrams(batch, ngram=ngram)
+    index_S = torch.arange(candidates_BS.shape[1], device=candidates_BS.device)
+    return candidates_BS & (~repeated_BS | (index_S % thinning == 0))
+
+
+def repeated_ngrams(batch: TokenBatch, *, ngram: int) -> Tensor:
+    """bool [B, S]: tokens that begin an n-gram which their document has begun before; the last n - 1 begin none."""
+    B, S = batch.ids_BS.shape
+    number_BS = torch.arange(B, device=batch.ids_BS.device)[:, None] * (S + 1) + batch.documents_BS
+    keys_BS, whole_BS = number_BS.clone(), torch.ones_like(batch.supervised_BS)
+    for i in range(ngram):  # a polynomial in 64 bits, which may overflow: two n-grams hardly ever meet in one key
+        keys_BS = keys_BS * 6364136223846793005 + batch.ids_BS.roll(-i, 1)
+        whole_BS &= batch.documents_BS.roll(-i, 1) == batch.documents_BS
+    whole_BS[:, max(0, S - ngram + 1) :] = False  # what has been rolled over the border
+    _, group_N = keys_BS.flatten().unique(return_inverse=True)
+    index_N = torch.arange(B * S, device=group_N.device)
+    first_N = index_N.new_full((B * S,), B * S).scatter_reduce(0, group_N, index_N, "amin")
+    return (first_N[group_N] < index_N).view(B, S) & whole_BS
+
+
 def draw_anchors(
     batch: TokenBatch, *, num_anchors: int, generator: torch.Generator, candidates_BS: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

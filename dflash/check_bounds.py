@@ -68,6 +68,8 @@ _REGENERATION = {  # python -m dflash.data regenerate
 BOUNDS = _COMMON | {
     "block_size": Bound(1, 8),
     "num_anchors": Bound(1, 24),
+    "anchors.ngram": Bound(1, 4),
+    "anchors.thinning": Bound(1, 4),
     "draft.depth": Bound(1, 2),
     "draft.mlp_ratio": Bound(0, 3.0, above=True),
     "draft.num_heads": Bound(1, "null"),

@@ -10,7 +10,9 @@ from dflash.blocks import (
     chunk_anchors,
     draw_anchors,
     make_blocks,
+    novel_anchors,
     random_anchors,
+    repeated_ngrams,
     seeded_generator,
 )
 from dflash.types import TokenBatch
@@ -72,6 +74,40 @@ def test_chunks_begin_at_each_response_and_every_block_from_there():
     assert chunk_anchors(batch, block_size=1).equal(random_anchors(batch, block_size=4))
     anchors, valid = draw_anchors(batch, num_anchors=3, generator=seeded_generator(0), candidates_BS=found)
     assert anchors[0].tolist() == [2, 6, 14] and valid[1].tolist() == [True, True, False]
+
+
+def repeating_batch() -> TokenBatch:
+    """Three documents of few different tokens, two of them in one row."""
+    ids = torch.randint(0, 3, (2, 40), generator=torch.Generator().manual_seed(0))
+    documents = torch.tensor([[0] * 25 + [1] * 15, [0] * 36 + [-1] * 4])
+    positions = torch.tensor([[*range(25), *range(15)], range(40)])
+    return TokenBatch(ids, documents, positions, documents >= 0)
+
+
+def test_repeated_ngrams_are_those_that_their_own_document_has_begun_before():
+    batch = repeating_batch()
+    for ngram in (1, 2, 3):
+        expected = torch.zeros(2, 40, dtype=torch.bool)
+        for b, bounds in enumerate([[(0, 25), (25, 40)], [(0, 36), (36, 40)]]):
+            for start, end in bounds:
+                seen = set()
+                for s in range(start, end - ngram + 1):
+                    gram = tuple(batch.ids_BS[b, s : s + ngram].tolist())
+                    expected[b, s] = gram in seen
+                    seen.add(gram)
+        assert torch.equal(repeated_ngrams(batch, ngram=ngram), expected), ngram
+        assert bool(expected.any()) and not bool(expected.all())
+    assert not repeated_ngrams(batch, ngram=50).any(), "no n-gram is longer than its row"
+
+
+def test_novel_anchors_keep_what_is_news_and_thin_out_the_rest():
+    batch = repeating_batch()
+    candidates, repeated = anchor_candidates(batch), repeated_ngrams(batch, ngram=2)
+    found = novel_anchors(batch, block_size=4, ngram=2, thinning=5)
+    assert torch.equal(found & ~repeated, candidates & ~repeated)
+    kept, thinned = (found & repeated).sum(), (candidates & repeated).sum()
+    assert 0 < kept < thinned / 3
+    assert torch.equal(novel_anchors(batch, block_size=4, ngram=2, thinning=1), candidates)
 
 
 def test_anchors_depend_on_the_generators_key_alone():

@@ -18,6 +18,8 @@ from dflash.evaluation.measure import measure
 from dflash.target.load import LoadedTarget
 from dflash.target.used import implementations
 
+PROMPTS_BESIDE = 16  # an untrained draft gains one token a round, whatever the prompt
+
 
 def new_draft(shape: DraftShape, *, seed: int) -> Draft:
     """A draft with the random weights that training with this seed starts from."""
@@ -52,24 +54,27 @@ def measure_all(
     """One measurement per condition and draft (label -> draft), and per condition and baseline.
 
     The last draft, the one in question, is measured under every condition; those beside it under the last one at the
-    first temperature only, where a slow draft costs least. Baselines propose blocks as long as that draft's, as chains.
+    first temperature only, where a slow draft costs least, and on the first ``PROMPTS_BESIDE`` prompts. Baselines
+    propose blocks as long as that draft's, as chains.
     """
     ids = [list(prompt.ids) for prompt in prompts]
     limit, measurements = decoding["max_new_tokens"], []
-    longest = block_size if block_size is not None else list(drafts.values())[-1].shape.block_size
+    *beside, (name, in_question) = drafts.items()
+    longest = block_size if block_size is not None else in_question.shape.block_size
     for batch_size, temperature in conditions(decoding):
         once = (batch_size, temperature) == (decoding["batch_sizes"][-1], decoding["temperatures"][0])
-        contenders = [(label, draft, verifier) for label, draft in list(drafts.items())[0 if once else -1 :]]
-        contenders += [(baseline.label, baseline, Match()) for baseline in baselines]
-        for label, draft, judge in contenders:
+        contenders = [(label, draft, verifier, ids[:PROMPTS_BESIDE]) for label, draft in beside if once]
+        contenders.append((name, in_question, verifier, ids))
+        contenders += [(baseline.label, baseline, Match(), ids) for baseline in baselines]
+        for label, draft, judge, theirs in contenders:
             what = f"decode, {label}, batch {batch_size}, T={temperature:g}"
             with bar(console, what, unit="tokens") as advance:
-                done = _Counter(2 * limit * len(ids), advance)
+                done = _Counter(2 * limit * len(theirs), advance)
                 measurements.append(
                     measure(
                         loaded.target,
                         draft,
-                        ids,
+                        theirs,
                         label=label,
                         block_size=longest if isinstance(draft, Proposer) else block_size,
                         batch_size=batch_size,
