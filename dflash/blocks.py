@@ -66,10 +66,9 @@ def repeated_ngrams(batch: TokenBatch, *, ngram: int) -> Tensor:
         keys_BS = keys_BS * 6364136223846793005 + batch.ids_BS.roll(-i, 1)
         whole_BS &= batch.documents_BS.roll(-i, 1) == batch.documents_BS
     whole_BS[:, max(0, S - ngram + 1) :] = False  # what has been rolled over the border
-    _, group_N = keys_BS.flatten().unique(return_inverse=True)
-    index_N = torch.arange(B * S, device=group_N.device)
-    first_N = index_N.new_full((B * S,), B * S).scatter_reduce(0, group_N, index_N, "amin")
-    return (first_N[group_N] < index_N).view(B, S) & whole_BS
+    keys_N, order_N = keys_BS.flatten().sort(stable=True)  # equal ones in the order of the text
+    again_N = torch.nn.functional.pad(keys_N[1:] == keys_N[:-1], (1, 0))
+    return torch.empty_like(again_N).scatter(0, order_N, again_N).view(B, S) & whole_BS
 
 
 def draw_anchors(
