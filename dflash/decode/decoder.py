@@ -134,6 +134,7 @@ class SpeculativeDecoder:
                 batch_size=batch_size,
                 block_size=self.block_size,
                 max_proposals=max_proposals,
+                trees=self.verifier.needs_tree,
             )
         return self._costs[key]
 

@@ -6,15 +6,16 @@ import pytest
 import torch
 from heads import headed_draft
 from toys import ATTENTION_FAMILIES, HYBRID_FAMILIES, tiny_draft, tiny_target
+from verifiers import linear_costs
 
 from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.decode.decoder import SpeculativeDecoder
 from dflash.decode.lookup import Lookup
 from dflash.decode.proposer import proposer_of
 from dflash.decode.sampling import Sampling
-from dflash.decode.verify import Adaptive, DDTree, Match, Rejection
+from dflash.decode.verify import Adaptive, CaDDTree, DDTree, Match, Rejection
 from dflash.evaluation.measure import measure
-from dflash.replay import Replay
+from dflash.replay import Replay, recording_at_once
 from dflash.target.target import Target
 from dflash.target.used import implementations
 
@@ -56,25 +57,27 @@ def test_decoding_is_the_same(family, verifier):
     refusals = {replay.refused for replay in replayed.replays.values()} - {None}
     assert recordings > 0 and not refusals
     drafting = decoders[1].proposer.recordings
-    asked, other = (drafting.slots, drafting.chain)[:: 1 if verifier.needs_tree else -1]
-    for replay in (asked, drafting.extend):
+    [work] = drafting.works.values()  # from the anchors to the chain or to the tree in one pass
+    for replay in (work, drafting.extend):
         assert replay.num_recordings > 0 and replay.refused is None
-    assert other.num_recordings == 0, "a chain is one recording, and a tree asks for no chain"
+    assert drafting.slots.num_recordings == 0
     assert decoders[0].proposer.recordings is None
 
 
-@pytest.mark.parametrize("kind", ["markov", "dspark", "gru"])
+@pytest.mark.parametrize("kind", ["markov", "dspark", "gru", "selector"])
+@pytest.mark.parametrize("verifier", [Match(), DDTree(num_nodes=6), CaDDTree(max_nodes=5, costs=linear_costs(5))])
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["ragged", "alone"])
-def test_the_chain_of_a_draft_with_a_head_is_recorded(kind, prompts):
+def test_what_a_head_proposes_is_recorded(kind, verifier, prompts):
     eager = tiny_target("gpt_oss")
     draft = headed_draft(eager, kind)
     found = []
     for target in (eager, replaying(eager)):
-        decoder = SpeculativeDecoder(target, draft)
-        found.append(decoder.generate(prompts, max_new_tokens=24)[0])
+        decoder = SpeculativeDecoder(target, draft, verifier=verifier)
+        with recording_at_once():  # nothing may have been called before a recording is made
+            found.append(decoder.generate(prompts, max_new_tokens=24)[0])
     assert found[0] == found[1]
-    chain = decoder.proposer.recordings.chain
-    assert chain.num_recordings > 0 and chain.refused is None
+    [work] = decoder.proposer.recordings.works.values()
+    assert work.num_recordings > 0 and work.refused is None
 
 
 def test_recordings_are_of_one_target():

@@ -216,6 +216,9 @@ def test_the_number_of_nodes_is_the_one_that_pays_most():
     assert costs.best_count(2, gains) == rates.index(max(rates)) == 2
     assert RoundCosts(1.0, (1.0,) * 5).best_count(1, gains) == 4  # more for nothing
     assert RoundCosts(1e-9, (1.0, 9.0, 9.9)).best_count(1, gains[:2]) == 0
+    few = RoundCosts(2.0, (1.0, 1.1, 1.2, 3.0, 3.1), counts=(0, 1, 4))
+    assert few.best_count(2, gains) == max((0, 1, 4), key=lambda n: rates[n])
+    assert RoundCosts(1.0, (1.0,) * 5, counts=(0, 1, 4)).best_count(1, gains[:3]) == 1, "4 proposals are not to be had"
 
 
 def test_costs_decide_the_nodes_and_never_the_output():
@@ -237,6 +240,7 @@ def test_costs_are_timed_once_for_each_batch_size(monkeypatch):
 
     def spy(*arguments, **options):
         asked.append(options["batch_size"])
+        assert options["trees"], "a tree's pass costs more than a chain's"
         return measure_costs(*arguments, **options)
 
     monkeypatch.setattr(decoder_module, "measure_costs", spy)
@@ -246,7 +250,7 @@ def test_costs_are_timed_once_for_each_batch_size(monkeypatch):
         assert [trace.tokens for trace in traces] == expected[: len(prompts)]
     assert asked == [4, 1]
     costs = measure_costs(target, decoder.proposer, batch_size=2, block_size=4, max_proposals=6)
-    assert costs.max_proposals == 6
+    assert costs.max_proposals == 6 and costs.counts == (0, 1, 3, 6)
     assert list(costs.verify_seconds) == sorted(costs.verify_seconds)
     assert costs.draft_seconds > 0
 

@@ -65,7 +65,7 @@ class Adaptive(Verifier):
         """float32 [B, D]: the product of the confidences up to each slot."""
         if self.trained and made.confidence_BP is not None:  # None: a block of one token has no slot
             return made.confidence_BP.cumprod(-1)
-        return log_confidence(made.logits_BPV, sampling).amax(-1).cumsum(-1).exp()
+        return log_confidence(made.logits_BPV, sampling.temperature).amax(-1).cumsum(-1).exp()
 
     @staticmethod
     def _longest(counts_B: Tensor) -> int:

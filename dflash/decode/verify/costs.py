@@ -8,12 +8,14 @@ from statistics import median
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dflash.decode.proposer import Proposer
 from dflash.decode.rows import clock
 from dflash.draft.heads.slots import likeliest
 from dflash.replay import CALLS_TO_SETTLE, recording_at_once
 from dflash.target.target import Target
+from dflash.types import Tree
 
 CONTEXT = 64  # tokens before the block that is timed
 REPEATS = 3
@@ -23,11 +25,13 @@ REPEATS = 3
 class RoundCosts:
     """draft_seconds: a draft pass. verify_seconds[n]: a target pass over an anchor and n proposals.
 
-    Raises ValueError unless all are above 0.
+    counts: numbers of proposals to choose among, of which 0 is one; None: all. Raises ValueError unless all seconds are
+    above 0.
     """
 
     draft_seconds: float
     verify_seconds: tuple[float, ...]
+    counts: tuple[int, ...] | None = None
 
     def __post_init__(self):
         if not self.verify_seconds or min(self.draft_seconds, *self.verify_seconds) <= 0:
@@ -46,23 +50,25 @@ class RoundCosts:
         """
         tokens = num_rows + np.concatenate([[0.0], np.cumsum(gains)])
         seconds = self.draft_seconds + np.asarray(self.verify_seconds[: len(tokens)])
-        return int(np.argmax(tokens / seconds))
+        counts = range(len(tokens)) if self.counts is None else [n for n in self.counts if n < len(tokens)]
+        return max(counts, key=lambda n: tokens[n] / seconds[n])
 
 
 @torch.no_grad()
 def measure_costs(
-    target: Target, proposer: Proposer, *, batch_size: int, block_size: int, max_proposals: int
+    target: Target, proposer: Proposer, *, batch_size: int, block_size: int, max_proposals: int, trees: bool = False
 ) -> RoundCosts:
-    """Time draft and target passes at this batch size: the target at powers of two, linear between them.
+    """Time draft and target passes at this batch size: the target over powers of two of tokens (so many are the
+    ``counts`` to choose among, that passes have few shapes and can be recorded), linear between them.
 
     The draft's time is that of a chain, its head included. The median of three, once warm; never less for more
-    proposals.
+    proposals. trees: the target's passes are over trees.
     """
     opened = _Opened(target, proposer, batch_size=batch_size, block_size=block_size, room=1 + max_proposals)
-    sizes = sorted({0, max_proposals, *(2**i for i in range(max_proposals.bit_length()))})
-    seconds = [opened.verify_seconds(1 + count) for count in sizes]
-    seconds = np.interp(range(max_proposals + 1), sizes, np.maximum.accumulate(seconds))
-    return RoundCosts(sum(opened.proposing_seconds()), tuple(seconds.tolist()))
+    counts = sorted({0, max_proposals, *(2**i - 1 for i in range(1, (1 + max_proposals).bit_length()))})
+    seconds = [opened.verify_seconds(1 + count, tree=trees) for count in counts]
+    seconds = np.interp(range(max_proposals + 1), counts, np.maximum.accumulate(seconds))
+    return RoundCosts(sum(opened.proposing_seconds()), tuple(seconds.tolist()), tuple(counts))
 
 
 @torch.no_grad()
@@ -90,10 +96,11 @@ class _Opened:
         self.proposing = proposer.open(target, batch_size, capacity=capacity, block_size=block_size)
         self.proposing.extend(ids_BS, taps_BSTH, lengths_B, longest=CONTEXT, ragged=False)
 
-    def verify_seconds(self, num_tokens: int) -> float:
-        """Of a target pass over so many tokens a row, logits included."""
+    def verify_seconds(self, num_tokens: int, *, tree: bool) -> float:
+        """Of a target pass over so many tokens a row, logits included; of a tree, one without branches."""
         ids_BQ = self.anchor_B[:, None].expand(-1, num_tokens)
-        return self._seconds(lambda: self.target.logits(self.session.advance(ids_BQ)[0]))
+        shape = _path(ids_BQ) if tree and num_tokens > 1 else None
+        return self._seconds(lambda: self.target.logits(self.session.advance(ids_BQ, tree=shape)[0]))
 
     def proposing_seconds(self) -> tuple[float, float]:
         if self.sequential:
@@ -115,3 +122,11 @@ class _Opened:
             work()
             times.append(clock(self.target.device) - start)
         return median(times)
+
+
+def _path(ids_BK: Tensor) -> Tree:
+    """The tree in which every node follows the one before it."""
+    B, K = ids_BK.shape
+    depths_BK = torch.arange(K, device=ids_BK.device).expand(B, K).contiguous()
+    visible_BKK = torch.ones(B, K, K, dtype=torch.bool, device=ids_BK.device).tril()
+    return Tree(depths_BK[:, :-1], depths_BK, visible_BKK, K - 1)

@@ -21,20 +21,25 @@ from dflash.types import Tree
 @dataclass(frozen=True)
 class Grown:
     """N proposals in the order a heap would pop them. tokens_BN, scores_BN: log-probability of the path to each;
-    parents_BN, depths_BN: as in ``Tree``. The first n of them are the tree of n proposals."""
+    parents_BN, depths_BN, visible_BKK: as in ``Tree``. The first n of them are the tree of n proposals."""
 
     tokens_BN: Tensor
     scores_BN: Tensor
     parents_BN: Tensor
     depths_BN: Tensor
+    visible_BKK: Tensor
     num_slots: int
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All but ``num_slots``."""
+        return self.tokens_BN, self.scores_BN, self.parents_BN, self.depths_BN, self.visible_BKK
 
     def tree(self, count: int) -> Tree:
         """The tree of the first ``count`` proposals."""
-        parents_BP = self.parents_BN[:, :count]
         depths_BK = torch.nn.functional.pad(self.depths_BN[:, :count], (1, 0))
-        max_depth = min(count, self.num_slots)
-        return Tree(parents_BP, depths_BK, _visible(parents_BP, max_depth), max_depth)
+        visible_BKK = self.visible_BKK[:, : 1 + count, : 1 + count]  # ancestors come first
+        return Tree(self.parents_BN[:, :count], depths_BK, visible_BKK, min(count, self.num_slots))
 
 
 def grow(logs_BDV: Tensor, *, num_nodes: int) -> Grown:
@@ -95,8 +100,9 @@ def _gather(levels: Sequence[_Level], *, num_nodes: int) -> Grown:
     nodes = torch.arange(1, N + 1, device=order_BN.device).expand(B, N)
     number_BC.scatter_(1, order_BN + 1, nodes)
     parents_BN = number_BC.gather(1, torch.cat(parents, 1).gather(1, order_BN))
-    depths_BN = torch.cat(depths, 1).gather(1, order_BN)
-    return Grown(tokens_BC.gather(1, order_BN), scores_BC.gather(1, order_BN), parents_BN, depths_BN, len(levels))
+    depths_BN, visible_BKK = torch.cat(depths, 1).gather(1, order_BN), _visible(parents_BN, len(levels))
+    tokens_BN, scores_BN = tokens_BC.gather(1, order_BN), scores_BC.gather(1, order_BN)
+    return Grown(tokens_BN, scores_BN, parents_BN, depths_BN, visible_BKK, len(levels))
 
 
 @lru_cache(maxsize=256)
@@ -105,9 +111,9 @@ def _pairs(width: int, ranks: int, num_nodes: int, device: torch.device) -> tupl
 
     Paths and ranks come sorted, so extension (i, r) has (i + 1) (r + 1) - 1 others that score no less.
     """
-    i, r = torch.arange(width)[:, None], torch.arange(ranks)
-    path, rank = ((i + 1) * (r + 1) <= num_nodes).nonzero(as_tuple=True)
-    return path.to(device), rank.to(device)
+    pairs = [(i, r) for i in range(width) for r in range(ranks) if (i + 1) * (r + 1) <= num_nodes]
+    path, rank = torch.tensor(pairs, device=device).T.contiguous()
+    return path, rank
 
 
 def _visible(parents_BP: Tensor, max_depth: int) -> Tensor:

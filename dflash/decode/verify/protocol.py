@@ -56,10 +56,10 @@ def prefix_length(good_BP: Tensor) -> Tensor:
     return good_BP.long().cumprod(-1).sum(-1)
 
 
-def log_confidence(logits: Tensor, sampling: Sampling) -> Tensor:
-    """float32 [..., V]: the draft's log-probabilities, at the sampling temperature or, greedy, at 1.
+def log_confidence(logits: Tensor, temperature: float) -> Tensor:
+    """float32 [..., V]: the draft's log-probabilities, at the sampling temperature or, greedy (0), at 1.
 
     They rank and count proposals and never touch what comes out, so float32 will do.
     """
-    scaled = logits.float() if sampling.greedy else logits.float() / sampling.temperature
+    scaled = logits.float() if temperature == 0 else logits.float() / temperature
     return torch.log_softmax(scaled, -1)

@@ -95,11 +95,24 @@ class CaDDTree(_TreeVerifier):
         return self.costs.best_count(len(grown.scores_BN), gains)
 
 
+@dataclass(frozen=True)
+class _Growing:
+    """The tree that grows from slots, as tensors: what ``Grown`` holds. Equal ones share a recording."""
+
+    num_nodes: int
+    temperature: float
+
+    def __call__(self, slots: Slots) -> tuple[Tensor, ...]:
+        if isinstance(slots, LinkedSlots):
+            return grow_linked(slots, self._logs, num_nodes=self.num_nodes).tensors
+        return grow(self._logs(slots.logits_BDV), num_nodes=self.num_nodes).tensors
+
+    def _logs(self, logits: Tensor) -> Tensor:
+        return log_confidence(logits, self.temperature)
+
+
 def _grow(slots: Slots, sampling: Sampling, *, num_nodes: int) -> Grown:
-    slots = slots.drawn_up()
-    if isinstance(slots, LinkedSlots):
-        return grow_linked(slots, lambda logits: log_confidence(logits, sampling), num_nodes=num_nodes)
-    return grow(log_confidence(slots.logits_BDV, sampling), num_nodes=num_nodes)
+    return Grown(*slots.compute(_Growing(num_nodes, sampling.temperature)), num_slots=slots.num_slots)
 
 
 def _proposal(grown: Grown, count: int) -> Proposal:

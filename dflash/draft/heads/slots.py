@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dflash.draft.heads.head import Embed, Head
 
+Work = Callable[["Slots"], tuple[Tensor, ...]]  # of tensors only, and equal to every other that does the same
 Choose = Callable[[Tensor, slice], Tensor]  # (logits [B, n, V], which slots these are) -> tokens, long [B, n]
 
 
@@ -51,6 +52,10 @@ class Slots:
     def drawn_up(self) -> Slots:
         """Themselves: they have their logits."""
         return self
+
+    def compute(self, work: Work) -> tuple[Tensor, ...]:
+        """``work`` on these slots; those that are recorded make a recording of it."""
+        return work(self)
 
     def walk(self, choose: Choose) -> Walk:
         """The chain that ``choose`` takes, left to right."""
