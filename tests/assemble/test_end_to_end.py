@@ -87,7 +87,7 @@ def test_a_run_leaves_everything_behind(smoke, library):
         (TRAINED, 4),
     ]
     assert all(m["lossless"] == m["chain_walk"] == {"equal": 4, "total": 4} for m in content["measurements"])
-    assert content["used"]["loss"].startswith("1.0 CrossEntropy(), weighted dpace(alpha=0.5)")
+    assert content["used"]["loss"].startswith("1.0 ForwardKL(temperature=1.0), weighted dpace(alpha=0.5)")
     assert "attention eager" in content["used"]["target"] and "float32" in content["used"]["target"]
     assert content["used"]["strategy"] == "SingleDeviceStrategy on 1 x CPUAccelerator"
     assert list(library.joinpath("cache", "features").rglob("*.safetensors"))
