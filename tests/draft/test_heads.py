@@ -11,7 +11,7 @@ from toys import tiny_draft, tiny_target
 
 from dflash.draft.draft import Draft
 from dflash.draft.heads.shapes import gru_head, head_from_dict, markov_head, selector_head
-from dflash.draft.heads.slots import LinkedSlots, Slots, make_slots
+from dflash.draft.heads.slots import LinkedSlots, Slots, likeliest, make_slots
 from dflash.draft.shape import DraftShape
 
 ROWS, SLOTS = 3, 5
@@ -63,6 +63,20 @@ def test_a_walk_has_the_logits_of_teacher_forcing(target, name):
     assert (walk.confidence_BD is not None) == draft.shape.head.confident
     changed = (expected - slots.logits_BDV).abs().amax(-1)
     assert bool((changed > 0.05).all()), "a stirred head must change every slot"
+
+
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("seed", range(3))
+@torch.no_grad()
+def test_the_greedy_walk_is_the_walk_by_argmax(target, name, seed):
+    """Also where the head has a shorter way, and then what a token was chosen from is the candidates' part."""
+    slots, _, _ = linked(headed_draft(target, name), target, seed=seed)
+    short, plain = slots.walk(likeliest), slots.walk(lambda logits, part: logits.argmax(-1))
+    assert torch.equal(short.tokens_BD, plain.tokens_BD)
+    for a, b in zip(short.logits_BDV.flatten(0, 1), plain.logits_BDV.flatten(0, 1), strict=True):
+        found, expected = a.sort(descending=True).values, b[b.isfinite()].sort(descending=True).values
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
+    assert name != "selector" or short.logits_BDV.shape[-1] == 6, "the shorter way was not gone"
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -35,6 +35,11 @@ class Head(nn.Module):
         """float32 [..., V]: slots' logits, given their hidden states [..., H] and memories [..., G]."""
         raise NotImplementedError
 
+    def likeliest(self, logits_BDV: Tensor, hidden_BDH: Tensor, anchor_B: Tensor) -> tuple[Tensor, Tensor] | None:
+        """A shorter way to the greedy walk over a block, where there is one: tokens, long [B, D], and the logits each
+        was chosen from, of as many tokens as could be chosen."""
+        return None
+
     def confidence(self, hidden: Tensor, memory: Tensor) -> Tensor | None:
         """Logit [...] of how sure it is that the target keeps what the slot proposes; None: it does not say."""
         return None

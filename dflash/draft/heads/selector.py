@@ -40,3 +40,19 @@ class SelectorHead(Head):
         context = memory * self.hidden_projection(hidden.to(memory.dtype))
         scores = unary + (self.embed_successor(ids) @ context[..., None]).float()[..., 0]
         return torch.full_like(logits, float("-inf"), dtype=torch.float32).scatter(-1, ids, scores)
+
+    def likeliest(self, logits_BDV: Tensor, hidden_BDH: Tensor, anchor_B: Tensor) -> tuple[Tensor, Tensor]:
+        """All pairs of neighbouring candidates at once, then from each chosen one to its best successor."""
+        unary_BDC, ids_BDC = logits_BDV.float().topk(self.top_k, dim=-1)
+        anchors_B1C = anchor_B[:, None, None].expand(-1, 1, self.top_k)
+        before_BDC = torch.cat([anchors_B1C, ids_BDC[:, :-1]], dim=1)
+        context_BDCR = self.embed_predecessor(before_BDC) * self.hidden_projection(hidden_BDH)[:, :, None]
+        # [b, d, p, c]: candidate c of slot d behind candidate p of the slot before
+        scores = unary_BDC[:, :, None] + (context_BDCR @ self.embed_successor(ids_BDC).mT).float()
+        best_BDC = scores.argmax(-1)
+        chosen = [torch.zeros_like(anchor_B)[:, None]]
+        for slot in range(logits_BDV.shape[1]):
+            chosen.append(best_BDC[:, slot].gather(1, chosen[-1]))
+        chosen_BD, before_BD = torch.cat(chosen[1:], dim=1), torch.cat(chosen[:-1], dim=1)
+        of_chosen = before_BD[..., None, None].expand(-1, -1, 1, self.top_k)
+        return ids_BDC.gather(2, chosen_BD[..., None])[..., 0], scores.gather(2, of_chosen)[:, :, 0]

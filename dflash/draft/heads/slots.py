@@ -27,7 +27,8 @@ def likeliest(logits_BNV: Tensor, part: slice) -> Tensor:
 
 @dataclass(frozen=True)
 class Walk:
-    """A chain of proposals. tokens_BD: long. logits_BDV: what each token was chosen from, given those before it.
+    """A chain of proposals. tokens_BD: long. logits_BDV: what each token was chosen from, given those before it; of
+    the candidates alone, where a head has gone its shorter way.
 
     confidence_BD: the head's own probability that the target keeps the token, if those before it are kept; or None.
     counts_B: long, how many leading tokens each row really proposes; None: all.
@@ -72,6 +73,9 @@ class LinkedSlots(Slots):
     embed: Embed
 
     def walk(self, choose: Choose) -> Walk:
+        shorter = self.head.likeliest(self.logits_BDV, self.hidden_BDH, self.anchor_B) if choose is likeliest else None
+        if shorter is not None:
+            return Walk(*shorter)
         memory, previous_B = None, self.anchor_B
         tokens, logits, confidences = [], [], []
         for slot in range(self.num_slots):
