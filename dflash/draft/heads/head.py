@@ -4,7 +4,8 @@ The draft gives every slot of a block at once, each blind to what the others wil
 the tokens before it: in training those of the data, all slots in one pass; in decoding those just proposed, slot by
 slot (``slots``). Both give the same logits for the same tokens.
 
-Letters: P slots behind the anchor, G size of what a head remembers, V vocabulary, H hidden; "..." any leading axes.
+Letters: P slots behind the anchor (in a walk over B rows: D), G size of what a head remembers, V vocabulary, H hidden;
+"..." any leading axes.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Head(nn.Module):
         """float32 [..., V]: slots' logits, given their hidden states [..., H] and memories [..., G]."""
         raise NotImplementedError
 
-    def likeliest(self, logits_BDV: Tensor, hidden_BDH: Tensor, anchor_B: Tensor) -> tuple[Tensor, Tensor] | None:
+    def greedy_walk(self, logits_BDV: Tensor, hidden_BDH: Tensor, anchor_B: Tensor) -> tuple[Tensor, Tensor] | None:
         """A shorter way to the greedy walk over a block, where there is one: tokens, long [B, D], and the logits each
         was chosen from, of as many tokens as could be chosen."""
         return None

@@ -41,7 +41,7 @@ class SelectorHead(Head):
         scores = unary + (self.embed_successor(ids) @ context[..., None]).float()[..., 0]
         return torch.full_like(logits, float("-inf"), dtype=torch.float32).scatter(-1, ids, scores)
 
-    def likeliest(self, logits_BDV: Tensor, hidden_BDH: Tensor, anchor_B: Tensor) -> tuple[Tensor, Tensor]:
+    def greedy_walk(self, logits_BDV: Tensor, hidden_BDH: Tensor, anchor_B: Tensor) -> tuple[Tensor, Tensor]:
         """All pairs of neighbouring candidates at once, then from each chosen one to its best successor."""
         unary_BDC, ids_BDC = logits_BDV.float().topk(self.top_k, dim=-1)
         anchors_B1C = anchor_B[:, None, None].expand(-1, 1, self.top_k)

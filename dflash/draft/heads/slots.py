@@ -21,7 +21,7 @@ Choose = Callable[[Tensor, slice], Tensor]  # (logits [B, n, V], which slots the
 
 
 def likeliest(logits_BNV: Tensor, part: slice) -> Tensor:
-    """The greedy choice, of which a draft may know a shorter way (``decode.recorded``)."""
+    """The greedy choice, known by its name: heads may have a shorter way to its walk, and recordings are made of it."""
     return logits_BNV.argmax(-1)
 
 
@@ -73,9 +73,10 @@ class LinkedSlots(Slots):
     embed: Embed
 
     def walk(self, choose: Choose) -> Walk:
-        shorter = self.head.likeliest(self.logits_BDV, self.hidden_BDH, self.anchor_B) if choose is likeliest else None
-        if shorter is not None:
-            return Walk(*shorter)
+        if choose is likeliest:
+            shorter = self.head.greedy_walk(self.logits_BDV, self.hidden_BDH, self.anchor_B)
+            if shorter is not None:
+                return Walk(*shorter)
         memory, previous_B = None, self.anchor_B
         tokens, logits, confidences = [], [], []
         for slot in range(self.num_slots):
