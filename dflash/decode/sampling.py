@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dflash.argmax import argmax
 from dflash.target.warpers import Warper, make_warper
 
 
@@ -49,7 +50,7 @@ class Sampling:
     def choose(self, logits: Tensor, uniforms: Tensor | None) -> Tensor:
         """[..., V] -> long [...]: argmax, or the inverse CDF at ``uniforms`` [...]."""
         if self.greedy:
-            return logits.argmax(-1)
+            return argmax(logits)
         return draw(self.probabilities(logits), uniforms)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dflash.argmax import argmax
 from dflash.blocks import make_blocks
 from dflash.draft.draft import Draft
 from dflash.draft.mask import block_geometry
@@ -171,7 +172,7 @@ def _accepted(
 def _guesses(target: Target, draft: Draft, hidden_MPH: Tensor, previous_MP: Tensor) -> Tensor:
     """long [M, P]: the likeliest token of each slot of M blocks."""
     logits_MPV = target.logits(hidden_MPH.to(target.dtype))
-    return draft.correct(logits_MPV, hidden_MPH, previous_MP, target.embed).argmax(-1)
+    return argmax(draft.correct(logits_MPV, hidden_MPH, previous_MP, target.embed))
 
 
 def _walk(accepted: list[int], count: int) -> tuple[int, ...]:

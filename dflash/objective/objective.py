@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dflash.argmax import argmax
 from dflash.objective.chunks import sum_chunks
 from dflash.objective.heads import HeadLoss, SlotHead, read
 from dflash.objective.terms import Term
@@ -98,7 +99,7 @@ class Objective:
             last = None if last_MPH is None else last_MPH[part]
             base = target.logits(chunk_MPH).float()
             target_logits = None if last is None else target.logits(last).float()
-            labels = target_logits.argmax(-1) if self.labels == "target" else labels_MP[part]
+            labels = argmax(target_logits) if self.labels == "target" else labels_MP[part]
             if head is None:
                 logits = base.log_softmax(-1)
                 return self._sums(logits, self._own(logits, labels, target_logits), labels, mask_MP[part])
@@ -131,7 +132,7 @@ class Objective:
         """The chunk's sums; logits: log-probabilities that decoding would choose by."""
         with torch.no_grad():
             confidence = logits.gather(-1, labels_MP[..., None])[..., 0].exp()
-            hits = (logits.argmax(-1) == labels_MP) & mask_MP
+            hits = (argmax(logits) == labels_MP) & mask_MP
             weights = self.weighting(confidence, hits, mask_MP)
             prefix = hits.long().cumprod(-1)
         sums = (

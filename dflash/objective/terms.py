@@ -10,6 +10,9 @@ from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.linalg import vecdot
+
+from dflash.argmax import argmax
 
 
 class Term(Protocol):
@@ -44,7 +47,9 @@ class ForwardKL:
 
     def __call__(self, logits_MPV: Tensor, labels_MP: Tensor, target_MPV: Tensor | None) -> Tensor:
         draft, target = _at(self.temperature, logits_MPV, target_MPV)
-        return F.kl_div(draft, target, log_target=True, reduction="none").sum(-1) * self.temperature**2
+        probabilities = target.exp()
+        # as two products, which pass over the vocabulary less often than the difference of both would
+        return (vecdot(probabilities, target) - vecdot(probabilities, draft)) * self.temperature**2
 
 
 class ReverseKL:
@@ -87,7 +92,7 @@ class FirstError:
     needs_target = False
 
     def __call__(self, logits_MPV: Tensor, labels_MP: Tensor, target_MPV: Tensor | None) -> Tensor:
-        wrong_MP = logits_MPV.argmax(-1) != labels_MP
+        wrong_MP = argmax(logits_MPV) != labels_MP
         first_MP = wrong_MP & (wrong_MP.long().cumsum(-1) == 1)
         return CrossEntropy()(logits_MPV, labels_MP, target_MPV).masked_fill(~first_MP, 0.0)
 

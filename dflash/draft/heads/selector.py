@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from dflash.argmax import argmax
 from dflash.draft.heads.head import Embed, Head
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class SelectorHead(Head):
         context_BDCR = self.embed_predecessor(before_BDC) * self.hidden_projection(hidden_BDH)[:, :, None]
         # [b, d, p, c]: candidate c of slot d behind candidate p of the slot before
         scores = unary_BDC[:, :, None] + (context_BDCR @ self.embed_successor(ids_BDC).mT).float()
-        best_BDC = scores.argmax(-1)
+        best_BDC = argmax(scores)
         chosen = [torch.zeros_like(anchor_B)[:, None]]
         for slot in range(logits_BDV.shape[1]):
             chosen.append(best_BDC[:, slot].gather(1, chosen[-1]))

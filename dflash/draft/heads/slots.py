@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dflash.argmax import argmax
 from dflash.draft.heads.head import Embed, Head
 
 Work = Callable[["Slots"], tuple[Tensor, ...]]  # of tensors only, and equal to every other that does the same
@@ -22,7 +23,7 @@ Choose = Callable[[Tensor, slice], Tensor]  # (logits [B, n, V], which slots the
 
 def likeliest(logits_BNV: Tensor, part: slice) -> Tensor:
     """The greedy choice, known by its name: heads may have a shorter way to its walk, and recordings are made of it."""
-    return logits_BNV.argmax(-1)
+    return argmax(logits_BNV)
 
 
 @dataclass(frozen=True)
