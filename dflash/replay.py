@@ -63,8 +63,9 @@ class Replay:
         return sum(entry.proved for entry in self._entries.values())
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """What ``run`` returns. Under autocast or with gradients on it is always the eager pass."""
-        if self.refused or torch.is_grad_enabled() or torch.is_autocast_enabled(tensors[0].device.type):
+        """What ``run`` returns. Under autocast, with gradients on, and not on a CPU it is always the eager pass."""
+        eager = tensors[0].device.type != "cpu" or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+        if eager or self.refused:
             return self.run(*tensors)
         key = tuple((t.shape, t.dtype) for t in tensors)
         entry = self._entries.setdefault(key, _Entry())

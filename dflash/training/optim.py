@@ -73,9 +73,10 @@ def orthogonalise(matrix: Tensor, *, num_iterations: int = 5) -> Tensor:
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrix.mT if matrix.shape[-2] > matrix.shape[-1] else matrix
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
+    add_product = torch.addmm if x.ndim == 2 else torch.baddbmm  # sums inside the products spare passes over memory
     for _ in range(num_iterations):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = add_product(x, add_product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if matrix.shape[-2] > matrix.shape[-1] else x
 
 

@@ -7,9 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from dflash.argmax import argmax
 from dflash.decode.sampling import Sampling, Uniforms, draw
 from dflash.decode.verify.protocol import Verifier, prefix_length
 from dflash.draft.heads.slots import Slots, Walk, likeliest
+from dflash.replay import Replay
 from dflash.types import Proposal, Verdict
 
 
@@ -22,15 +24,19 @@ class Match(Verifier):
     name = "chain"
     whole_chain = True
 
+    def __init__(self):
+        self._judge_greedily = Replay(_judge_greedily, [])
+
     def propose(self, slots: Slots, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
         return _proposal(slots.walk(likeliest))
 
     def judge(
         self, logits_BKV: Tensor, proposal: Proposal, sampling: Sampling, uniforms: Uniforms, start_B: Tensor
     ) -> Verdict:
+        if sampling.greedy and proposal.counts_B is None:
+            return Verdict(*self._judge_greedily(logits_BKV, proposal.tokens_BP))
         choices_BK = sampling.choose(logits_BKV, uniforms.at("target", start_B, logits_BKV.shape[1]))
-        accepted_B = prefix_length(_made(proposal, choices_BK[:, :-1] == proposal.tokens_BP))
-        return Verdict(accepted_B, choices_BK.gather(1, accepted_B[:, None])[:, 0])
+        return Verdict(*_matched(choices_BK, _made(proposal, choices_BK[:, :-1] == proposal.tokens_BP)))
 
 
 class Rejection(Verifier):
@@ -77,6 +83,17 @@ class Rejection(Verifier):
         residual_BV = torch.where(empty_B, p_BV, residual_BV)
         u_B = uniforms.at("target", start_B + accepted_B, 1)[:, 0]
         return Verdict(accepted_B, draw(residual_BV, u_B))
+
+
+def _judge_greedily(logits_BKV: Tensor, tokens_BP: Tensor) -> tuple[Tensor, Tensor]:
+    choices_BK = argmax(logits_BKV)
+    return _matched(choices_BK, choices_BK[:, :-1] == tokens_BP)
+
+
+def _matched(choices_BK: Tensor, good_BP: Tensor) -> tuple[Tensor, Tensor]:
+    """(accepted_B, bonus_B): the leading proposals that are good, and the target's choice behind them."""
+    accepted_B = prefix_length(good_BP)
+    return accepted_B, choices_BK.gather(1, accepted_B[:, None])[:, 0]
 
 
 def _proposal(walk: Walk) -> Proposal:
