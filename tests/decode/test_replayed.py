@@ -64,6 +64,12 @@ def test_decoding_is_the_same(family, verifier):
     assert decoders[0].proposer.recordings is None
 
 
+def test_the_verdict_on_greedy_chains_is_recorded():
+    target, verifier = replaying(tiny_target("gpt_oss")), Match()
+    SpeculativeDecoder(target, tiny_draft(target), verifier=verifier).generate(PROMPTS, max_new_tokens=24)
+    assert verifier.greedy_verdict.num_recordings > 0 and verifier.greedy_verdict.refused is None
+
+
 @pytest.mark.parametrize("kind", ["markov", "dspark", "gru", "selector"])
 @pytest.mark.parametrize("verifier", [Match(), DDTree(num_nodes=6), CaDDTree(max_nodes=5, costs=linear_costs(5))])
 @pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["ragged", "alone"])

@@ -25,7 +25,7 @@ class Match(Verifier):
     whole_chain = True
 
     def __init__(self):
-        self._judge_greedily = Replay(_judge_greedily, [])
+        self.greedy_verdict = Replay(_greedy_verdict, [])
 
     def propose(self, slots: Slots, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
         return _proposal(slots.walk(likeliest))
@@ -34,7 +34,7 @@ class Match(Verifier):
         self, logits_BKV: Tensor, proposal: Proposal, sampling: Sampling, uniforms: Uniforms, start_B: Tensor
     ) -> Verdict:
         if sampling.greedy and proposal.counts_B is None:
-            return Verdict(*self._judge_greedily(logits_BKV, proposal.tokens_BP))
+            return Verdict(*self.greedy_verdict(logits_BKV, proposal.tokens_BP))
         choices_BK = sampling.choose(logits_BKV, uniforms.at("target", start_B, logits_BKV.shape[1]))
         return Verdict(*_matched(choices_BK, _made(proposal, choices_BK[:, :-1] == proposal.tokens_BP)))
 
@@ -85,7 +85,7 @@ class Rejection(Verifier):
         return Verdict(accepted_B, draw(residual_BV, u_B))
 
 
-def _judge_greedily(logits_BKV: Tensor, tokens_BP: Tensor) -> tuple[Tensor, Tensor]:
+def _greedy_verdict(logits_BKV: Tensor, tokens_BP: Tensor) -> tuple[Tensor, Tensor]:
     choices_BK = argmax(logits_BKV)
     return _matched(choices_BK, choices_BK[:, :-1] == tokens_BP)
 
