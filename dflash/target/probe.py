@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dflash.argmax import argmax
 from dflash.types import TokenBatch
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def greedy_tokens(case: _Case) -> Iterator[tuple[Tensor, Tensor]]:
     kept_B = torch.tensor(lengths, device=target.device)
     for step in range(count):
         session.keep(kept_B, longest=max(lengths) + step)
-        tokens_B = target.logits(hidden_BH).argmax(-1)
+        tokens_B = argmax(target.logits(hidden_BH))
         for row, token in zip(rows, tokens_B.tolist(), strict=True):
             own_V = target.model(input_ids=torch.tensor([row], device=target.device), use_cache=False).logits[0, -1]
             yield own_V[token], own_V.max()
