@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.linalg import vecdot
@@ -48,8 +49,10 @@ class ForwardKL:
     def __call__(self, logits_MPV: Tensor, labels_MP: Tensor, target_MPV: Tensor | None) -> Tensor:
         draft, target = _at(self.temperature, logits_MPV, target_MPV)
         probabilities = target.exp()
-        # as two products, which pass over the vocabulary less often than the difference of both would
-        return (vecdot(probabilities, target) - vecdot(probabilities, draft)) * self.temperature**2
+        # As two products, which pass over the vocabulary less often than the difference would; autocast would take them
+        # in half precision, in which two like numbers have no difference.
+        with torch.autocast(draft.device.type, enabled=False):
+            return (vecdot(probabilities, target) - vecdot(probabilities, draft)) * self.temperature**2
 
 
 class ReverseKL:
