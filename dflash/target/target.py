@@ -113,7 +113,7 @@ class Target:
 
         Gradient flows to ``hidden``.
         """
-        logits = self.lm_head(hidden)
+        logits = self.lm_head(hidden.contiguous())  # over a slice of slots torch makes a product of each row's own
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
     @torch.no_grad()
