@@ -139,20 +139,20 @@ def terms(loaded: LoadedTarget, draft, prompt: Sequence[int]) -> dict[str, float
     ids = torch.tensor([prompt], device=target.device)
     length = torch.tensor([len(prompt)], device=target.device)
     _, taps = session.advance(ids)
-    session.keep(length, longest=len(prompt))
+    session.keep(length, lengths=[len(prompt)])
     proposing = proposer_of(draft).open(target, 1, capacity=len(prompt) + 2 * K, block_size=K)
-    proposing.extend(ids, taps, length, longest=len(prompt), ragged=False)
+    proposing.extend(ids, taps, length, lengths=[len(prompt)])
     block, one = ids[:, :K], ids[:, :1]
     taps = session.advance(block)[1]
     none = torch.zeros_like(length)
     loop = target.open(1, capacity=len(prompt) + 2)
     loop.advance(ids)
-    loop.keep(length, longest=len(prompt))
+    loop.keep(length, lengths=[len(prompt)])
     return {
         "step": median_seconds(lambda: target.logits(loop.advance(one)[0])),
         "verify": median_seconds(lambda: target.logits(session.advance(block)[0])),
         "propose": median_seconds(lambda: proposing.slots(one[:, 0]).walk(likeliest)),
-        "extend": median_seconds(lambda: proposing.extend(block, taps, none, longest=len(prompt), ragged=False)),
+        "extend": median_seconds(lambda: proposing.extend(block, taps, none, lengths=[len(prompt)])),
     }
 
 

@@ -86,9 +86,10 @@ class Round:
         self.session = self.target.open(batch_size, capacity=self.capacity, taps=self.proposer.shape.taps)
         self.proposals = self.proposer.open(batch_size, capacity=self.capacity)
         ids, counts = self._ids(self.context), torch.full((batch_size,), self.context, device=self.device)
+        lengths = [self.context] * batch_size
         _, taps = self.session.advance(ids)
-        self.session.keep(counts, longest=self.context)
-        self.proposals.extend(taps, counts, longest=self.context, ragged=False)
+        self.session.keep(counts, lengths=lengths)
+        self.proposals.extend(taps, counts, lengths=lengths)
 
     @torch.no_grad()
     def verify(self, block: int, *, repeats: int) -> dict[str, Any]:
@@ -112,7 +113,7 @@ class Round:
                 self.target.logits(hidden[:, 1:])
 
         def extend() -> None:
-            self.proposals.extend(taps, none, longest=self.context, ragged=False)
+            self.proposals.extend(taps, none, lengths=[self.context] * self.batch_size)
 
         proposal, extension = (median_seconds(f, device=self.device, repeats=repeats) for f in (propose, extend))
         return {"seconds": proposal + extension, "propose_seconds": proposal, "extend_seconds": extension}

@@ -21,7 +21,6 @@ Pass = Callable[..., tuple[Tensor, ...]]  # of tensors only; may write into thos
 WARM_UP_CALLS = 64  # a recording costs about as much as a hundred calls of it save
 CALLS_TO_SETTLE = 4  # where recorded at once: recorded, proved, made ready by torch, at full speed
 MOST_RECORDINGS = 64
-REPLAY_SLOTS = 128  # sessions show their passes multiples of so many slots, that few shapes occur
 MOST_REPLAYED_ROWS = 16  # with more, arithmetic takes the time and not the interpreter
 
 
@@ -37,11 +36,6 @@ def recording_at_once() -> Iterator[None]:
         yield
     finally:
         _at_once.reset(token)
-
-
-def in_steps(count: int) -> int:
-    """``count`` slots rounded up: recordings have shapes, of which few should occur."""
-    return -(-count // REPLAY_SLOTS) * REPLAY_SLOTS
 
 
 class Replay:

@@ -31,16 +31,17 @@ class AutoregressiveDecoder:
     ) -> tuple[list[DecodeTrace], DecodeTiming]:
         """Decode all prompts as one batch. ``first_index``: the first prompt's number, which seeds its sampling."""
         target, device, stops = self.target, self.target.device, frozenset(stop_token_ids)
-        ids_BS, lengths_B = pad_prompts(prompts, device=device)
-        longest = ids_BS.shape[1]
+        ids_BS = pad_prompts(prompts, device=device)
+        lengths = [len(prompt) for prompt in prompts]
         start = clock(device)
-        session = target.open(len(prompts), capacity=longest + max_new_tokens)
+        session = target.open(len(prompts), capacity=max(lengths) + max_new_tokens)
         uniforms = Uniforms(
             self.sampling, indices=range(first_index, first_index + len(prompts)), length=max_new_tokens, device=device
         )
+        lengths_B = torch.tensor(lengths, device=device)
         position_B = torch.zeros_like(lengths_B)
         hidden_BSH, _ = session.advance(ids_BS)
-        session.keep(lengths_B, longest=longest)
+        session.keep(lengths_B, lengths=lengths)
         token_B = self._choose(last_valid(hidden_BSH, lengths_B), uniforms, position_B)
         rows = running = [Row(i) for i in range(len(prompts))]
         prefilled = clock(device)
@@ -60,14 +61,14 @@ class AutoregressiveDecoder:
                 keep = torch.tensor(alive, device=device)
                 running = [running[i] for i in alive]
                 token_B, position_B = token_B[keep], position_B[keep]
-                longest = max(len(prompts[row.index]) + len(row.tokens) for row in running) - 1
-                session.select(keep, longest=longest)
+                lengths = [lengths[i] for i in alive]
+                session.select(keep, lengths=lengths)
                 uniforms.select(keep)
             num_rounds += 1
-            longest += 1
+            lengths = [length + 1 for length in lengths]
             position_B = position_B + 1
             hidden_BQH, _ = session.advance(token_B[:, None])
-            session.keep(torch.ones_like(token_B), longest=longest)
+            session.keep(torch.ones_like(token_B), lengths=lengths)
             token_B = self._choose(hidden_BQH[:, 0], uniforms, position_B)
         done = clock(device)
         return [row.trace() for row in rows], DecodeTiming(prefilled - start, done - prefilled, num_rounds)

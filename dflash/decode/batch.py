@@ -5,6 +5,7 @@ Knows nothing of limits and stop tokens, which are the host's; the host learns o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,12 +34,16 @@ class Engine:
 
 
 class Batch:
-    """Opens the sessions and runs the prompts. anchor_B: the last token decided, not yet in any session."""
+    """Opens the sessions and runs the prompts, of ``lengths`` tokens each. anchor_B: the last token decided, not yet
+    in any session."""
 
-    def __init__(self, engine: Engine, ids_BS: Tensor, lengths_B: Tensor, *, max_new_tokens: int, first_index: int):
+    def __init__(
+        self, engine: Engine, ids_BS: Tensor, lengths: Sequence[int], *, max_new_tokens: int, first_index: int
+    ):
         self.engine = engine
         target, proposer, K = engine.target, engine.proposer, engine.block_size
         B, longest = ids_BS.shape
+        lengths_B = torch.tensor(lengths, device=ids_BS.device)
         # the last proposals may reach past the last token wanted
         capacity = longest + max_new_tokens + 1 + engine.verifier.most_proposals(K - 1)
         self.target_session = target.open(B, capacity=capacity, taps=proposer.taps if K > 1 else ())
@@ -48,7 +53,7 @@ class Batch:
         indices = range(first_index, first_index + B)
         self.uniforms = Uniforms(engine.sampling, indices=indices, length=max_new_tokens + K, device=ids_BS.device)
         hidden_BSH, taps_BSTH = self.target_session.advance(ids_BS)
-        self._keep(ids_BS, taps_BSTH, lengths_B, longest=longest, ragged=bool((lengths_B != longest).any()))
+        self._keep(ids_BS, taps_BSTH, lengths_B, lengths=lengths)
         self.position_B = torch.zeros_like(lengths_B)  # output position of the next token to decide
         numbers = self.uniforms.at("target", self.position_B, 1)
         logits_BV = target.logits(last_valid(hidden_BSH, lengths_B))
@@ -68,22 +73,18 @@ class Batch:
         gained = self._sync(proposal, verdict)
         kept = [len(row.tokens) for row in gained]
         after = [length - 1 + count for length, count in zip(lengths, kept, strict=True)]
-        ragged = len(set(after)) > 1
         counts_B = verdict.accepted_B + 1
-        self._keep(tokens_BK, taps_BKTH, counts_B, longest=max(after), ragged=ragged, path_BL=verdict.path_BL)
+        self._keep(tokens_BK, taps_BKTH, counts_B, lengths=after, path_BL=verdict.path_BL)
         self.anchor_B = verdict.bonus_B
         self.position_B = self.position_B + verdict.accepted_B + 1
         return gained
 
     def select(self, rows: Tensor, lengths: list[int]) -> None:
-        """Keep only these rows of the batch. ``lengths``: tokens each of them has so far, anchor included.
-
-        The longest row may be among those that leave; its length, past the limit perhaps, must not stay behind.
-        """
-        longest = max(lengths) - 1
-        self.target_session.select(rows, longest=longest)
+        """Keep only these rows of the batch. ``lengths``: tokens each of them has so far, anchor included."""
+        held = [length - 1 for length in lengths]
+        self.target_session.select(rows, lengths=held)
         if self.proposing is not None:
-            self.proposing.select(rows, longest=longest, ragged=len(set(lengths)) > 1)
+            self.proposing.select(rows, lengths=held)
         self.uniforms.select(rows)
         self.anchor_B, self.position_B = self.anchor_B[rows], self.position_B[rows]
 
@@ -101,18 +102,17 @@ class Batch:
         taps_BQTH: Tensor | None,
         counts_B: Tensor,
         *,
-        longest: int,
-        ragged: bool,
+        lengths: Sequence[int],
         path_BL: Tensor | None = None,
     ) -> None:
-        self.target_session.keep(counts_B, longest=longest, path_BL=path_BL)
+        self.target_session.keep(counts_B, lengths=lengths, path_BL=path_BL)
         if self.proposing is None:
             return
         if path_BL is not None:
             ids_BQ = ids_BQ.gather(1, path_BL)
             if taps_BQTH is not None:
                 taps_BQTH = taps_BQTH.gather(1, path_BL[..., None, None].expand(*path_BL.shape, *taps_BQTH.shape[2:]))
-        self.proposing.extend(ids_BQ, taps_BQTH, counts_B, longest=longest, ragged=ragged)
+        self.proposing.extend(ids_BQ, taps_BQTH, counts_B, lengths=lengths)
 
     @staticmethod
     def _sync(proposal: Proposal, verdict: Verdict) -> list[Gained]:

@@ -157,9 +157,9 @@ class _Run:
         self.device = engine.target.device
         self.prompt_lengths = [len(prompt) for prompt in prompts]
         self.max_new_tokens, self.stops = max_new_tokens, stops
-        ids_BS, lengths_B = pad_prompts(prompts, device=self.device)
+        ids_BS = pad_prompts(prompts, device=self.device)
         self.started = clock(self.device)
-        self.batch = Batch(engine, ids_BS, lengths_B, max_new_tokens=max_new_tokens, first_index=first_index)
+        self.batch = Batch(engine, ids_BS, self.prompt_lengths, max_new_tokens=max_new_tokens, first_index=first_index)
         self.prefilled = clock(self.device)
         self.rows = [Row(i) for i in range(len(prompts))]
         self.num_rounds = 0

@@ -92,7 +92,7 @@ class _LookingUp:
     def __init__(self, rows: list[NgramIndex], *, vocab_size: int, num_slots: int):
         self.rows, self.vocab_size, self.num_slots = rows, vocab_size, num_slots
 
-    def extend(self, ids_BQ: Tensor, taps_BQTH: Tensor | None, counts_B: Tensor, *, longest: int, ragged: bool) -> None:
+    def extend(self, ids_BQ: Tensor, taps_BQTH: Tensor | None, counts_B: Tensor, *, lengths: Sequence[int]) -> None:
         for row, ids, count in zip(self.rows, ids_BQ.tolist(), counts_B.tolist(), strict=True):
             row.extend(ids[:count])
 
@@ -106,5 +106,5 @@ class _LookingUp:
         counts_B = torch.tensor([len(row) for row in found], device=anchor_B.device)
         return _Found(certain_BDV.scatter(-1, tokens_BD[..., None], 0.0), counts_B)
 
-    def select(self, rows: Tensor, *, longest: int, ragged: bool) -> None:
+    def select(self, rows: Tensor, *, lengths: Sequence[int]) -> None:
         self.rows = [self.rows[i] for i in rows.tolist()]

@@ -6,6 +6,7 @@ the output stays the target's own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -22,16 +23,17 @@ from dflash.target.target import Target
 class Proposing(Protocol):
     """The state of one batch of rows. Letters: B rows, Q tokens of the target's last pass, K block."""
 
-    def extend(self, ids_BQ: Tensor, taps_BQTH: Tensor | None, counts_B: Tensor, *, longest: int, ragged: bool) -> None:
-        """Each row's next counts_B[b] <= Q tokens are decided, and the target has run on them."""
+    def extend(self, ids_BQ: Tensor, taps_BQTH: Tensor | None, counts_B: Tensor, *, lengths: Sequence[int]) -> None:
+        """Each row's next counts_B[b] <= Q tokens are decided, and the target has run on them; with them it holds
+        lengths[b] tokens."""
         ...
 
     def slots(self, anchor_B: Tensor) -> Slots | RecordedSlots | SteppedSlots:
         """Up to K - 1 slots behind the anchors, the tokens that come right behind those."""
         ...
 
-    def select(self, rows: Tensor, *, longest: int, ragged: bool) -> None:
-        """Keep only these rows of the batch."""
+    def select(self, rows: Tensor, *, lengths: Sequence[int]) -> None:
+        """Keep only these rows of the batch, which hold so many tokens each."""
         ...
 
 
@@ -95,8 +97,8 @@ class _Blocks:
         self.draft = draft = session.draft
         self.noise_D = torch.full((block_size - 1,), draft.shape.mask_token_id, device=target.device)
 
-    def extend(self, ids_BQ: Tensor, taps_BQTH: Tensor | None, counts_B: Tensor, *, longest: int, ragged: bool) -> None:
-        self.session.extend(taps_BQTH, counts_B, longest=longest, ragged=ragged)
+    def extend(self, ids_BQ: Tensor, taps_BQTH: Tensor | None, counts_B: Tensor, *, lengths: Sequence[int]) -> None:
+        self.session.extend(taps_BQTH, counts_B, lengths=lengths)
 
     def slots(self, anchor_B: Tensor) -> Slots | RecordedSlots:
         if self.recordings is not None:
@@ -106,8 +108,8 @@ class _Blocks:
         logits_BDV = self.target.logits(hidden_BDH.to(self.target.dtype))
         return make_slots(self.draft.head, logits_BDV, hidden_BDH, anchor_B, self.target.embed)
 
-    def select(self, rows: Tensor, *, longest: int, ragged: bool) -> None:
-        self.session.select(rows, longest=longest, ragged=ragged)
+    def select(self, rows: Tensor, *, lengths: Sequence[int]) -> None:
+        self.session.select(rows, lengths=lengths)
 
 
 class _Steps:
@@ -115,14 +117,14 @@ class _Steps:
         self.target, self.num_slots = target, block_size - 1
         self.session = draft.open(batch_size, capacity=capacity)
 
-    def extend(self, ids_BQ: Tensor, taps_BQTH: Tensor | None, counts_B: Tensor, *, longest: int, ragged: bool) -> None:
-        self.session.extend(taps_BQTH, counts_B, longest=longest, ragged=ragged)
+    def extend(self, ids_BQ: Tensor, taps_BQTH: Tensor | None, counts_B: Tensor, *, lengths: Sequence[int]) -> None:
+        self.session.extend(taps_BQTH, counts_B, lengths=lengths)
 
     def slots(self, anchor_B: Tensor) -> SteppedSlots:
         return SteppedSlots(self.session, anchor_B, self.num_slots, self.target.embed, self._logits)
 
-    def select(self, rows: Tensor, *, longest: int, ragged: bool) -> None:
-        self.session.select(rows, longest=longest, ragged=ragged)
+    def select(self, rows: Tensor, *, lengths: Sequence[int]) -> None:
+        self.session.select(rows, lengths=lengths)
 
     def _logits(self, hidden_B1H: Tensor) -> Tensor:
         return self.target.logits(hidden_B1H.to(self.target.dtype))

@@ -19,7 +19,7 @@ from dflash.target.target import Target
 
 
 class Recordings:
-    """Of a draft over a target. All but ``extend`` take (anchor_B, noise_D, lengths_B, context buffers).
+    """Of a draft over a target. All but ``extend`` take (anchor_B, noise_D, what ``DraftSession.context`` gives).
 
     extend: of a session's contexts, see ``DraftSession``. slots: gives (logits_BDV, hidden_BDH). works: what verifiers
     do with slots, each together with the pass that drafts them.
@@ -40,10 +40,10 @@ class Recordings:
     def made(self, anchor_B: Tensor, logits_BDV: Tensor, hidden_BDH: Tensor) -> Slots:
         return make_slots(self.draft.head, logits_BDV, hidden_BDH, anchor_B, self.target.embed)
 
-    def _drafted(self, anchor_B: Tensor, noise_D: Tensor, lengths_B: Tensor, *buffers: Tensor) -> tuple[Tensor, Tensor]:
+    def _drafted(self, anchor_B: Tensor, noise_D: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         noise_BKH = self.target.embed(block_ids(anchor_B, noise_D))
         # ragged: contexts are shown at rounded lengths, whose ends are masked
-        hidden_BDH = propose(self.draft, noise_BKH, lengths_B, buffers, ragged=True)[:, 1:]
+        hidden_BDH = propose(self.draft, noise_BKH, *context, ragged=True)[:, 1:]
         return self.target.logits(hidden_BDH.to(self.target.dtype)), hidden_BDH
 
     def _replay(self, run: Pass) -> Replay:

@@ -56,18 +56,17 @@ class Row:
         )
 
 
-def pad_prompts(prompts: Sequence[Sequence[int]], *, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(ids [B, longest] long padded with 0 at the end, lengths [B] long).
+def pad_prompts(prompts: Sequence[Sequence[int]], *, device: torch.device) -> Tensor:
+    """Ids, long [B, longest], padded with 0 at the end.
 
     Raises ValueError for an empty batch or an empty prompt.
     """
     if not prompts or not all(len(prompt) for prompt in prompts):
         raise ValueError("every prompt needs at least one token; drop empty prompts")
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    ids = torch.zeros(len(prompts), int(lengths.max()), dtype=torch.long)
+    ids = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.long)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt)] = torch.tensor(list(prompt))
-    return ids.to(device), lengths.to(device)
+    return ids.to(device)
 
 
 def last_valid(hidden_BSH: Tensor, lengths_B: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dflash.replay import Replay, in_steps
+from dflash.replay import Replay
+from dflash.shown import in_steps, shown_slots
 
 if TYPE_CHECKING:
     from dflash.draft.draft import Draft
@@ -32,68 +33,83 @@ class DraftSession:
         self.extension = extension
         self.capacity = capacity if extension is None else in_steps(capacity)
         self.lengths_B = torch.zeros(batch_size, dtype=torch.long, device=weight.device)
-        self.longest = 0
-        self.ragged = False  # whether rows differ in length
+        self.shortest = self.longest = 0  # of lengths_B, on the host
         size = (batch_size, self.capacity, shape.num_kv_heads, shape.head_dim)
-        self.keys_values = [(weight.new_zeros(size), weight.new_zeros(size)) for _ in draft.layers]
+        self.buffers = [weight.new_zeros(size) for _ in range(2 * len(draft.layers))]  # keys, values, layer by layer
+        self._windows = [window for window in shape.layout for _ in ("keys", "values")]
+        self._shown: tuple[tuple[int, int], list[Tensor]] | None = None
 
     @torch.no_grad()
-    def extend(self, taps_BQTH: Tensor, counts_B: Tensor, *, longest: int, ragged: bool) -> None:
+    def extend(self, taps_BQTH: Tensor, counts_B: Tensor, *, lengths: Sequence[int]) -> None:
         """Append the features of each row's next counts_B[b] <= Q tokens to its context.
 
-        What is written past a row's count is written over by the next call. ``longest`` is the longest row afterwards
-        and ``ragged`` whether rows then differ in length: the caller knows both from its one host sync per round.
+        What is written past a row's count is written over by the next call. ``lengths``: tokens each row holds
+        afterwards; the caller knows them from its one host sync per round.
         """
         Q = taps_BQTH.shape[1]
         if self.longest + Q > self.capacity:
             raise ValueError(f"draft session: {self.longest + Q} tokens do not fit its capacity of {self.capacity}")
         slots_BQ = self.lengths_B[:, None] + torch.arange(Q, device=self.lengths_B.device)
-        buffers = self._buffers(self.capacity)
         if self.extension is None:
-            _extend(self.draft, taps_BQTH, slots_BQ, buffers)
+            _extend(self.draft, taps_BQTH, slots_BQ, self.buffers)
         else:
-            self.extension(taps_BQTH, slots_BQ, *buffers)
+            self.extension(taps_BQTH, slots_BQ, *self.buffers)
         self.lengths_B = self.lengths_B + counts_B
-        self.longest, self.ragged = longest, ragged
+        self.shortest, self.longest = min(lengths), max(lengths)
 
     @torch.no_grad()
     def propose(self, noise_BKH: Tensor) -> Tensor:
         """Hidden states [B, K, H] of the blocks whose anchors stand right behind each row's context."""
-        lengths_B, *buffers = self.context()
-        return propose(self.draft, noise_BKH, lengths_B, buffers, ragged=self._masked)
+        return propose(self.draft, noise_BKH, *self.context(), ragged=self._masked)
 
     def context(self) -> tuple[Tensor, ...]:
-        """(lengths_B, and each layer's keys and values as far as a block is shown them): what ``propose`` reads."""
-        return self.lengths_B, *self._buffers(self.num_seen)
+        """What ``propose`` reads: lengths_B, the first slot that sliding layers are shown (long []), and each layer's
+        keys and values as far as a block is shown them."""
+        first, _ = self._bounds()
+        return self.lengths_B, torch.tensor(first, device=self.lengths_B.device), *self._shown_buffers()
 
-    def select(self, rows: Tensor, *, longest: int, ragged: bool) -> None:
-        """Keep only these rows of the batch; ``longest`` and ``ragged`` are those of the rows that stay."""
+    def select(self, rows: Tensor, *, lengths: Sequence[int]) -> None:
+        """Keep only these rows of the batch, which hold so many tokens each."""
         self.lengths_B = self.lengths_B[rows]
-        self.longest, self.ragged = longest, ragged
-        self.keys_values = [(key[rows], value[rows]) for key, value in self.keys_values]
+        self.shortest, self.longest = min(lengths), max(lengths)
+        self.buffers = [buffer[rows] for buffer in self.buffers]
+        self._shown = None
 
     def mask(self, positions_BK: Tensor, window: int | None, *, num_inside: int) -> Tensor | None:
-        """bool [B, 1, K, num_seen + num_inside], or None where every slot sees every key: those of the context, and
+        """bool [B, 1, K, slots shown + num_inside], or None where every slot sees every key: those of the context, and
         ``num_inside`` of its own block, of which the K are the last."""
         rule = _Rule(self.draft.shape.causal, self._masked)
-        return rule.mask(self.lengths_B, positions_BK, window, num_seen=self.num_seen, num_inside=num_inside)
+        first, end = self._bounds()
+        first = 0 if window is None else first
+        return rule.mask(
+            self.lengths_B - first, positions_BK - first, window, num_seen=end - first, num_inside=num_inside
+        )
 
-    @property
-    def num_seen(self) -> int:
-        """Context slots that a block is shown, masked where a row has not come so far."""
-        return self.longest if self.extension is None else in_steps(self.longest)
-
-    def attend_to(self, buffers: tuple[Tensor, Tensor], mask: Tensor | None):
-        """How a layer's queries attend to its context buffers and the block's own keys and values."""
-        return _attend_to(tuple(buffer[:, : self.num_seen] for buffer in buffers), mask)
+    def attend_to(self, layer: int, mask: Tensor | None):
+        """How a layer's queries attend to its context and the block's own keys and values."""
+        return _attend_to(tuple(self._shown_buffers()[2 * layer : 2 * layer + 2]), mask)
 
     @property
     def _masked(self) -> bool:
         """Whether buffers are longer than some row's context."""
-        return self.ragged or self.extension is not None
+        return self.shortest != self.longest or self.extension is not None
 
-    def _buffers(self, length: int) -> list[Tensor]:
-        return [buffer[:, :length] for pair in self.keys_values for buffer in pair]
+    def _bounds(self) -> tuple[int, int]:
+        """(first, end): context slots that a block is shown, masked where a row has not come so far. Layers that see
+        the whole context are shown those before ``first`` as well."""
+        widest = max((window for window in self._windows if window is not None), default=None)
+        return shown_slots(self.shortest, self.longest, 0, widest, rounded=self.extension is not None)
+
+    def _shown_buffers(self) -> list[Tensor]:
+        """Keys and values of every layer in turn, as far as it is shown them."""
+        bounds = first, end = self._bounds()
+        if self._shown is None or self._shown[0] != bounds:
+            parts = [
+                buffer[:, 0 if window is None else first : end]
+                for buffer, window in zip(self.buffers, self._windows, strict=True)
+            ]
+            self._shown = bounds, parts
+        return self._shown[1]
 
 
 def recorded_extension(draft: Draft) -> Replay:
@@ -137,15 +153,18 @@ def _extend(draft: Draft, taps_BQTH: Tensor, slots_BQ: Tensor, buffers: Sequence
     return tuple(written)
 
 
-def propose(draft: Draft, noise_BKH: Tensor, lengths_B: Tensor, buffers: Sequence[Tensor], *, ragged: bool) -> Tensor:
-    """``DraftSession.propose`` as a function of tensors: one pass over blocks, given each layer's keys and values of
-    the context. ragged: buffers are longer than some row's context."""
-    K, num_seen, rule = noise_BKH.shape[1], buffers[0].shape[1], _Rule(draft.shape.causal, ragged)
+def propose(
+    draft: Draft, noise_BKH: Tensor, lengths_B: Tensor, first: Tensor, *buffers: Tensor, ragged: bool
+) -> Tensor:
+    """``DraftSession.propose`` as a function of tensors: one pass over blocks, given what ``DraftSession.context``
+    gives. ragged: buffers are longer than some row's context."""
+    K, rule = noise_BKH.shape[1], _Rule(draft.shape.causal, ragged)
     positions_BK = lengths_B[:, None] + torch.arange(K, device=lengths_B.device)
-    masks = {
-        window: rule.mask(lengths_B, positions_BK, window, num_seen=num_seen, num_inside=K)
-        for window in set(draft.shape.layout)
-    }
+    masks = {}
+    for window, keys in zip(draft.shape.layout, buffers[::2], strict=True):
+        if window not in masks:
+            places = (x if window is None else x - first for x in (lengths_B, positions_BK))
+            masks[window] = rule.mask(*places, window, num_seen=keys.shape[1], num_inside=K)
     rope, hidden = draft.rotary(positions_BK), noise_BKH.to(draft.norm.weight.dtype)
     for layer, context in zip(draft.layers, zip(buffers[::2], buffers[1::2], strict=True), strict=True):
         hidden = layer(hidden, rope, _attend_to(context, masks[layer.window]))

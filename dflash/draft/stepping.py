@@ -23,7 +23,7 @@ class Stepper:
     def __init__(self, session: DraftSession):
         self.session = session
         self.num_read = 0
-        self.own: list[tuple[Tensor, Tensor] | None] = [None] * len(session.keys_values)
+        self.own: list[tuple[Tensor, Tensor] | None] = [None] * session.draft.shape.depth
 
     @torch.no_grad()
     def step(self, token_B1H: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ class Stepper:
         return draft.norm(hidden)
 
     def _attend_to(self, index: int, mask: Tensor | None):
-        over = self.session.attend_to(self.session.keys_values[index], mask)
+        over = self.session.attend_to(index, mask)
 
         def attend(query: Tensor, new: tuple[Tensor, Tensor]) -> Tensor:
             old = self.own[index]

@@ -90,7 +90,7 @@ def regrets(target: Target, prompt: Sequence[int], tokens: Sequence[int], *, blo
     for at in [0, *range(start + 1, end, block_size)]:  # the prompt first, then block by block, as decoding does
         stop = start + 1 if at == 0 else min(at + block_size, end)
         hidden_QH = session.advance(ids_1S[:, at:stop])[0][0]
-        session.keep(torch.tensor([stop - at], device=target.device), longest=stop)
+        session.keep(torch.tensor([stop - at], device=target.device), lengths=[stop])
         deciding = slice(max(at, start), stop)
         forced_QV = target.logits(forced_SH[deciding]).float()
         block_QV = target.logits(hidden_QH[deciding.start - at :]).float()

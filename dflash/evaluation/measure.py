@@ -19,7 +19,8 @@ from dflash.decode.verify import Verifier, measure_proposing
 from dflash.draft.draft import Draft
 from dflash.evaluation.acceptance import AcceptanceStats, bootstrap_ratio, chain_walk, repeated_ngram_share
 from dflash.evaluation.divergence import divergence
-from dflash.replay import CALLS_TO_SETTLE, REPLAY_SLOTS, in_steps, recording_at_once
+from dflash.replay import CALLS_TO_SETTLE, recording_at_once
+from dflash.shown import REPLAY_SLOTS, in_steps
 from dflash.target.target import Target
 from dflash.types import DecodeTiming, DecodeTrace
 

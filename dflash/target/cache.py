@@ -1,26 +1,40 @@
 """The slot cache: preallocated keys and values in which a rejected token is undone by writing over it.
 
-Every row of the batch has its own length, so ragged batches and rollback need no cropping. Serves target sessions
-through transformers' cache interface.
+Every row of the batch has its own length, so ragged batches and rollback need no cropping. Layers that slide are shown
+the slots their window can reach, and no others. Serves target sessions through transformers' cache interface.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
 
 
+@dataclass(frozen=True)
+class View:
+    """What layers of one window are shown in a pass: ``num`` slots from slot ``first`` on.
+
+    first: an int, or long [] where a pass is recorded. slots_BQ: where the pass's tokens stand, counted from ``first``.
+    """
+
+    first: int | Tensor
+    num: int
+    slots_BQ: Tensor
+
+
 class SlotLayer(CacheLayerMixin):
-    """Keys and values [B, heads, capacity, head_dim] of one layer; ``SlotCache`` says where the next tokens go."""
+    """Keys and values [B, heads, capacity, head_dim] of one layer, which slides over ``window`` tokens or sees all;
+    ``SlotCache`` says where the next tokens go."""
 
     is_compileable = False
 
-    def __init__(self, owner: SlotCache):
+    def __init__(self, owner: SlotCache, window: int | None):
         super().__init__()
-        self.owner = owner
+        self.owner, self.window = owner, window
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         B, heads, _, head_dim = key_states.shape
@@ -30,19 +44,27 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Write [B, heads, Q, head_dim] at the owner's slots; return the slots in use by any row."""
+        """Write [B, heads, Q, head_dim] at the slots of this pass; return what the layer is shown."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        scatter_slots(self.keys, key_states, self.owner.slots_BQ)
-        scatter_slots(self.values, value_states, self.owner.slots_BQ)
-        used = self.owner.num_used
-        return self.keys[:, :, :used], self.values[:, :, :used]
+        keys, values = self.shown()
+        slots_BQ = self.owner.views[self.window].slots_BQ
+        scatter_slots(keys, key_states, slots_BQ)
+        scatter_slots(values, value_states, slots_BQ)
+        return keys, values
+
+    def shown(self) -> tuple[Tensor, Tensor]:
+        """Views of the keys and values that the layer is shown; writing to them writes to the layer."""
+        if self.owner.cropped:
+            return self.keys, self.values
+        view = self.owner.views[self.window]
+        return self.keys.narrow(2, view.first, view.num), self.values.narrow(2, view.first, view.num)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.owner.num_used, 0
+        return self.get_seq_length(), 0
 
     def get_seq_length(self) -> int:
-        return self.owner.num_used
+        return self.owner.views[self.window].num if self.owner.views else 0
 
     def get_max_length(self) -> int:
         return self.owner.capacity
@@ -63,34 +85,58 @@ class SlotLayer(CacheLayerMixin):
 class SlotCache(Cache):
     """One SlotLayer per decoder layer, all writing at the slots last given to ``write_at``.
 
-    states: by layer index, what the layers that have no slots keep; ``Recurrence`` looks after those.
+    windows: of each layer, None for full attention. states: by layer index, what the layers that have no slots keep;
+    ``Recurrence`` looks after those. views: what a pass is shown, by window. cropped: layers hold no more than that.
     """
 
-    def __init__(self, *, num_layers: int, capacity: int, states: Mapping[int, LinearAttentionLayer] | None = None):
+    def __init__(
+        self,
+        *,
+        windows: Sequence[int | None],
+        capacity: int,
+        states: Mapping[int, LinearAttentionLayer] | None = None,
+    ):
         states = states or {}
-        super().__init__(layers=[states[i] if i in states else SlotLayer(self) for i in range(num_layers)])
+        layers = [states[i] if i in states else SlotLayer(self, window) for i, window in enumerate(windows)]
+        super().__init__(layers=layers)
         self.capacity = capacity
-        self.slots_BQ: Tensor | None = None
-        self.num_used = 0
+        self.windows = set(windows)
+        self.views: dict[int | None, View] = {}
+        self.cropped = False
+        self._bounds = 0, 0
+        self._shown: tuple[tuple[int, int], list[Tensor]] | None = None
 
     @classmethod
-    def over(cls, buffers: Sequence[Tensor], slots_BQ: Tensor) -> SlotCache:
-        """A cache of the keys and values that ``buffers`` gave, for one update at ``slots_BQ`` that sees all slots."""
-        cache = cls(num_layers=len(buffers) // 2, capacity=buffers[0].shape[2])
+    def over(
+        cls, buffers: Sequence[Tensor], slots_BQ: Tensor, first: Tensor, windows: Sequence[int | None]
+    ) -> SlotCache:
+        """A cache of what ``buffers`` gave, for one update at ``slots_BQ``; sliding layers begin at slot ``first``."""
+        cache = cls(windows=windows, capacity=max(keys.shape[2] for keys in buffers[::2]))
+        cache.cropped = True
         for layer, keys, values in zip(cache.layers, buffers[::2], buffers[1::2], strict=True):
             layer.keys, layer.values, layer.is_initialized = keys, values, True
-        cache.write_at(slots_BQ, num_used=cache.capacity)
+            if layer.window not in cache.views:
+                whole = layer.window is None
+                cache.views[layer.window] = View(
+                    0 if whole else first, keys.shape[2], slots_BQ if whole else slots_BQ - first
+                )
         return cache
 
-    def buffers(self, num_used: int) -> list[Tensor] | None:
-        """Keys and values of every layer in turn, their first ``num_used`` slots; None before the first update."""
-        if not all(layer.is_initialized for layer in self.layers):
-            return None
-        return [buffer[:, :, :num_used] for layer in self.layers for buffer in (layer.keys, layer.values)]
+    def buffers(self) -> list[Tensor] | None:
+        """Keys and values of every layer in turn, as far as they are shown; None before the first update."""
+        if self._shown is None or self._shown[0] != self._bounds:
+            if not all(layer.is_initialized for layer in self.layers):
+                return None
+            self._shown = self._bounds, [buffer for layer in self.layers for buffer in layer.shown()]
+        return self._shown[1]
 
-    def write_at(self, slots_BQ: Tensor, *, num_used: int) -> None:
-        """The next update writes at ``slots_BQ`` and sees slots 0 .. num_used - 1."""
-        self.slots_BQ, self.num_used = slots_BQ, num_used
+    def write_at(self, slots_BQ: Tensor, *, first: int, end: int) -> None:
+        """The next update writes at ``slots_BQ`` and sees slots 0 .. end - 1, in sliding layers those from ``first``
+        on."""
+        self._bounds = first, end
+        for window in self.windows:
+            begins = 0 if window is None else first
+            self.views[window] = View(begins, end - begins, slots_BQ - begins if begins else slots_BQ)
 
     def move(self, from_BL: Tensor, to_BL: Tensor) -> None:
         """Copy what stands at slots ``from_BL`` to slots ``to_BL``, in every layer."""
@@ -100,6 +146,7 @@ class SlotCache(Cache):
 
     def select(self, rows: Tensor) -> None:
         """Keep only these rows of the batch."""
+        self._shown = None
         for layer in self.layers:
             if isinstance(layer, SlotLayer):
                 layer.select(rows)

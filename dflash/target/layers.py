@@ -19,11 +19,13 @@ MASKED_TYPES = ("full_attention", "sliding_attention")  # what ``masks`` can bui
 class LayerPlan:
     """types: the layers' types as the backbone names its masks, () where it takes one mask for all.
 
-    windows: the masks a pass needs, None for full attention. recurrent: indices of the layers that keep a state.
+    windows: the masks a pass needs, None for full attention. layer_windows: the one of each layer. recurrent: indices
+    of the layers that keep a state.
     """
 
     types: tuple[str, ...]
     windows: tuple[int | None, ...]
+    layer_windows: tuple[int | None, ...]
     recurrent: tuple[int, ...]
 
     @property
@@ -44,11 +46,14 @@ def plan_layers(config: PreTrainedConfig, name: str) -> LayerPlan:
     }
     if foreign:
         raise _refusal(name, foreign)
-    windows = sorted({layer.sliding_window for layer in layers if type(layer) is DynamicSlidingWindowLayer})
+    layer_windows = tuple(
+        layer.sliding_window if type(layer) is DynamicSlidingWindowLayer else None for layer in layers
+    )
+    windows = sorted(set(layer_windows) - {None})
     if len(windows) > 1:
         raise ValueError(f"target {name}: layers slide over windows of {windows} tokens; one size is supported")
     full = () if windows and not types else (None,)  # one mask for all, and it slides
-    return LayerPlan(types, (*full, *windows), recurrent)
+    return LayerPlan(types, (*full, *windows), layer_windows, recurrent)
 
 
 def fresh_states(config: PreTrainedConfig, recurrent: tuple[int, ...]) -> dict[int, LinearAttentionLayer]:

@@ -6,11 +6,12 @@ causality, documents, ragged lengths and sliding windows are decided in this one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+
+from dflash.target.cache import View
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -20,14 +21,20 @@ def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def slot_masks(
-    windows: Iterable[int | None], slots_BQ: Tensor, branches: Sequence[Tensor], *, num_used: int, dtype: torch.dtype
+    views: Mapping[int | None, View], branches: Sequence[Tensor], *, dtype: torch.dtype
 ) -> dict[int | None, Tensor]:
-    """Additive [B, 1, Q, num_used] per window, for tokens that stand at ``slots_BQ``.
+    """Additive [B, 1, Q, U] per window, over the U slots its layers are shown.
 
     branches: nothing for tokens that follow each other; of a tree, positions_BQ and visible_BQQ.
     """
-    over = partial(tree_over_slots, positions_BK=branches[0], visible_BKK=branches[1]) if branches else chain_over_slots
-    return {window: additive(over(slots_BQ, num_used=num_used, window=window), dtype) for window in windows}
+
+    def allowed(view: View, window: int | None) -> Tensor:
+        if not branches:
+            return chain_over_slots(view.slots_BQ, num_used=view.num, window=window)
+        positions_BQ, visible_BQQ = branches
+        return tree_over_slots(view.slots_BQ, positions_BQ - view.first, visible_BQQ, num_used=view.num, window=window)
+
+    return {window: additive(allowed(view, window), dtype) for window, view in views.items()}
 
 
 def chain_over_slots(slots_BQ: Tensor, *, num_used: int, window: int | None = None) -> Tensor:

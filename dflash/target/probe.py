@@ -121,8 +121,8 @@ def leaving_rows(case: _Case) -> Iterator[tuple[Tensor, Tensor]]:
     session = target.open(3, capacity=S + 8)
     lengths = [S // 2, S // 4, S // 3]
     session.advance(case.ids_BS[:, : S // 2])
-    session.keep(torch.tensor(lengths, device=target.device), longest=S // 2)
-    session.select(torch.tensor([2, 1], device=target.device), longest=S // 3)
+    session.keep(torch.tensor(lengths, device=target.device), lengths=lengths)
+    session.select(torch.tensor([2, 1], device=target.device), lengths=[S // 3, S // 4])
     yield from _walk(case, session, rows=[2, 1], lengths=[S // 3, S // 4], until=S)
 
 
@@ -139,7 +139,7 @@ def greedy_tokens(case: _Case) -> Iterator[tuple[Tensor, Tensor]]:
     hidden_BH = hidden_BSH[torch.arange(3), torch.tensor(lengths) - 1]
     kept_B = torch.tensor(lengths, device=target.device)
     for step in range(count):
-        session.keep(kept_B, longest=max(lengths) + step)
+        session.keep(kept_B, lengths=[length + step for length in lengths])
         tokens_B = argmax(target.logits(hidden_BH))
         for row, token in zip(rows, tokens_B.tolist(), strict=True):
             own_V = target.model(input_ids=torch.tensor([row], device=target.device), use_cache=False).logits[0, -1]
@@ -165,7 +165,7 @@ def _walk(case: _Case, session, *, rows: list[int], lengths: list[int], until: i
             if counts[i]:
                 yield logits_BQV[i, : counts[i]], case.own.logits[row, lengths[i] : lengths[i] + counts[i]]
             lengths[i] += counts[i]
-        session.keep(torch.tensor(counts, device=target.device), longest=max(lengths))
+        session.keep(torch.tensor(counts, device=target.device), lengths=lengths)
 
 
 CHECKS = {

@@ -53,7 +53,7 @@ def _forgetful(target: Target) -> list[str]:
     batch = TokenBatch(ids_BS, documents_BS, torch.arange(12, device=device)[None], documents_BS == 0)
     session = target.open(1, capacity=12)
     session.advance(ids_BS[:, [0, 1, 2, 3, 0, 0]])
-    session.keep(torch.tensor([4], device=device), longest=4)
+    session.keep(torch.tensor([4], device=device), lengths=[4])
     calls = session.recurrence.last.calls
     with _Outputs(calls[i][0] for i in first.values()) as outputs:
         session.advance(ids_BS[:, 4:])

@@ -6,12 +6,13 @@ not kept is undone: its slots are written over by the next advance, recurrent la
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dflash.replay import in_steps
+from dflash.shown import in_steps, shown_slots
 from dflash.target.cache import SlotCache, as_slots, capacity_error
 from dflash.target.layers import fresh_states
 from dflash.target.recurrent import Recurrence
@@ -31,13 +32,13 @@ class TargetSession:
         self.replays = target.replays_batch(batch_size)
         recurrent = target.plan.recurrent
         self.cache = SlotCache(
-            num_layers=target.dims.num_layers,
+            windows=target.plan.layer_windows,
             capacity=in_steps(capacity) if self.replays else capacity,
             states=fresh_states(target.config, recurrent),
         )
         self.recurrence = Recurrence(self.cache, target.blocks, recurrent)
         self.lengths_B = torch.zeros(batch_size, dtype=torch.long, device=target.device)
-        self.longest = 0  # max of lengths_B on the host, so that no step has to ask the device
+        self.shortest = self.longest = 0  # of lengths_B, on the host, so that no step has to ask the device
 
     @torch.no_grad()
     def advance(self, ids_BQ: Tensor, *, tree: Tree | None = None) -> tuple[Tensor, Tensor | None]:
@@ -50,37 +51,36 @@ class TargetSession:
         if tree is not None and self.target.plan.recurrent:
             raise self.target.tree_error()
         Q = ids_BQ.shape[1]
-        used = self.longest + Q
-        if used > self.capacity:
-            raise capacity_error(used, self.capacity)
+        if self.longest + Q > self.capacity:
+            raise capacity_error(self.longest + Q, self.capacity)
         slots_BQ = as_slots(self.lengths_B, Q)
-        used = in_steps(used) if self.replays else used
-        self.cache.write_at(slots_BQ, num_used=used)
+        first, end = shown_slots(self.shortest, self.longest, Q, self.target.plan.window, rounded=self.replays)
+        self.cache.write_at(slots_BQ, first=first, end=end)
         branches = () if tree is None else (self.lengths_B[:, None] + tree.depths_BK, tree.visible_BKK)
-        buffers = self.cache.buffers(used) if self.replays else None
+        buffers = self.cache.buffers() if self.replays else None
         if buffers is not None:
-            return self.target.run_replayed(ids_BQ, slots_BQ, *branches, *buffers, taps=self.taps)
+            return self.target.run_replayed(ids_BQ, slots_BQ, torch.tensor(first), *branches, *buffers, taps=self.taps)
         with self.recurrence.advancing(ids_BQ):
-            return self.target.run_cached(ids_BQ, branches=branches, cache=self.cache, taps=self.taps)
+            return self.target.run_cached(ids_BQ, slots_BQ, branches=branches, cache=self.cache, taps=self.taps)
 
-    def keep(self, counts_B: Tensor, *, longest: int, path_BL: Tensor | None = None) -> None:
+    def keep(self, counts_B: Tensor, *, lengths: Sequence[int], path_BL: Tensor | None = None) -> None:
         """Of the last advance, row b's first counts_B[b] tokens happened; of a tree, the first of ``path_BL[b]``.
 
-        A path's keys and values move together, so that slot and position are the same again. ``longest`` is the longest
-        row after that; the caller knows it from its one host sync per round.
+        A path's keys and values move together, so that slot and position are the same again. ``lengths``: tokens each
+        row holds after that; the caller knows them from its one host sync per round.
         """
         if path_BL is not None:
             self.cache.move(self.lengths_B[:, None] + path_BL, as_slots(self.lengths_B, path_BL.shape[1]))
         self.lengths_B = self.lengths_B + counts_B
-        self.longest = longest
+        self.shortest, self.longest = min(lengths), max(lengths)
         self.recurrence.keep(counts_B)
 
-    def select(self, rows: Tensor, *, longest: int) -> None:
+    def select(self, rows: Tensor, *, lengths: Sequence[int]) -> None:
         """Keep only these rows of the batch (long [b]): finished rows leave and cost nothing.
 
-        ``longest`` is the longest of those that stay.
+        ``lengths``: tokens each of those that stay holds.
         """
         self.cache.select(rows)
         self.recurrence.select(rows)
         self.lengths_B = self.lengths_B[rows]
-        self.longest = longest
+        self.shortest, self.longest = min(lengths), max(lengths)

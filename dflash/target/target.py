@@ -156,10 +156,11 @@ class Target:
         """The lossless check of this target against the model's own forward; see ``probe.probe``."""
         return probe(self, length=length, seed=seed)
 
-    def run_cached(self, ids_BQ: Tensor, *, branches: Sequence[Tensor], cache: SlotCache, taps: tuple[int, ...]):
-        """One pass over the slot cache, at the slots it was told; ``branches`` as in ``slot_masks``."""
-        slots_BQ = cache.slots_BQ
-        masks = slot_masks(self.windows, slots_BQ, branches, num_used=cache.num_used, dtype=self.dtype)
+    def run_cached(
+        self, ids_BQ: Tensor, slots_BQ: Tensor, *, branches: Sequence[Tensor], cache: SlotCache, taps: tuple[int, ...]
+    ):
+        """One pass over the slot cache, which was told of ``slots_BQ``; ``branches`` as in ``slot_masks``."""
+        masks = slot_masks(cache.views, branches, dtype=self.dtype)
         positions_BQ = branches[0] if branches else slots_BQ
         return self._run(ids_BQ, positions=positions_BQ, masks=masks, cache=cache, taps=taps)
 
@@ -168,16 +169,19 @@ class Target:
         return self.replays is not None and batch_size <= MOST_REPLAYED_ROWS
 
     def run_replayed(self, *tensors: Tensor, taps: tuple[int, ...]):
-        """``run_cached`` as a pass of tensors only: ids_BQ, slots_BQ, the branches, and the buffers of a slot cache."""
+        """``run_cached`` as a pass of tensors only: ids_BQ, slots_BQ, the first slot that sliding layers are shown,
+        the branches, and the buffers of a slot cache."""
         if taps not in self.replays:
             self.replays[taps] = Replay(partial(self._replayable, taps), [self.backbone])
         hidden_BQH, *states = self.replays[taps](*tensors)
         return hidden_BQH, states[0] if taps else None
 
-    def _replayable(self, taps: tuple[int, ...], ids: Tensor, slots: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+    def _replayable(
+        self, taps: tuple[int, ...], ids: Tensor, slots: Tensor, first: Tensor, *others: Tensor
+    ) -> tuple[Tensor, ...]:
         count = len(others) - 2 * self.dims.num_layers  # keys and values of every layer stand last
-        cache = SlotCache.over(others[count:], slots)
-        hidden, states = self.run_cached(ids, branches=others[:count], cache=cache, taps=taps)
+        cache = SlotCache.over(others[count:], slots, first, self.plan.layer_windows)
+        hidden, states = self.run_cached(ids, slots, branches=others[:count], cache=cache, taps=taps)
         return (hidden, states) if taps else (hidden,)
 
     def _run(self, ids: Tensor, *, positions: Tensor, masks: dict, cache: SlotCache | None, taps: tuple[int, ...]):

@@ -61,10 +61,9 @@ class ScriptedSession:
         self.rows = list(range(len(draft.sequences)))
         self.lengths_B = torch.zeros(len(self.rows), dtype=torch.long)
 
-    def extend(self, taps_BQTH: Tensor, counts_B: Tensor, *, longest: int, ragged: bool) -> None:
+    def extend(self, taps_BQTH: Tensor, counts_B: Tensor, *, lengths: Sequence[int]) -> None:
         self.lengths_B = self.lengths_B + counts_B
-        assert longest == int(self.lengths_B.max())
-        assert ragged == (len(set(self.lengths_B.tolist())) > 1)
+        assert list(lengths) == self.lengths_B.tolist()
 
     def propose(self, noise_BKH: Tensor) -> Tensor:
         weight = self.draft.target.lm_head.weight
@@ -77,11 +76,10 @@ class ScriptedSession:
                 hidden[i, k] = weight[self.draft.change(row, length + k, sequence[length + k])]
         return hidden * self.draft.sureness
 
-    def select(self, rows: Tensor, *, longest: int, ragged: bool) -> None:
+    def select(self, rows: Tensor, *, lengths: Sequence[int]) -> None:
         self.rows = [self.rows[i] for i in rows.tolist()]
         self.lengths_B = self.lengths_B[rows]
-        assert longest == int(self.lengths_B.max())
-        assert ragged == (len(set(self.lengths_B.tolist())) > 1)
+        assert list(lengths) == self.lengths_B.tolist()
 
 
 def perfect(row: int, index: int, token: int) -> int:

@@ -86,7 +86,7 @@ def test_training_equals_decoding_in_a_ragged_batch(layout):
     for step in ([9, 4, 13], [1, 5, 3], [6, 7, 0], [4, 4, 4]):
         chunk = torch.stack([taps[b, i : i + 14] for b, i in enumerate(at)])
         at = [i + count for i, count in zip(at, step, strict=True)]
-        session.extend(chunk, torch.tensor(step), longest=max(at), ragged=len(set(at)) > 1)
+        session.extend(chunk, torch.tensor(step), lengths=at)
         stepper = Stepper(session)
         for slot in range(1, BLOCK):
             tokens = torch.stack([ids[b, i + slot - 1] for b, i in enumerate(at)])

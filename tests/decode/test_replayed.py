@@ -14,6 +14,7 @@ from dflash.decode.lookup import Lookup
 from dflash.decode.proposer import proposer_of
 from dflash.decode.sampling import Sampling
 from dflash.decode.verify import Adaptive, CaDDTree, DDTree, Match, Rejection
+from dflash.draft.layout import alternating_layout
 from dflash.evaluation.measure import measure
 from dflash.replay import Replay, recording_at_once
 from dflash.target.target import Target
@@ -62,6 +63,40 @@ def test_decoding_is_the_same(family, verifier):
         assert replay.num_recordings > 0 and replay.refused is None
     assert drafting.slots.num_recordings == 0
     assert decoders[0].proposer.recordings is None
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "gemma3", "mistral"])
+@pytest.mark.parametrize("verifier", [Match(), DDTree(num_nodes=6)], ids=["chain", "tree"])
+@pytest.mark.parametrize("lengths", [(310,), (290, 140, 9)], ids=["alone", "ragged"])
+def test_far_behind_the_window_decoding_is_the_same(family, verifier, lengths):
+    """Sliding layers, of target and draft, are shown the end of the context only."""
+    eager = tiny_target(family)
+    draft = tiny_draft(eager, layout=alternating_layout(window=7))
+    ids = torch.randint(0, 60, (max(lengths),), generator=torch.Generator().manual_seed(2)).tolist()
+    prompts, found = [ids[:length] for length in lengths], []
+    for target in (eager, replaying(eager)):
+        traces, _ = SpeculativeDecoder(target, draft, verifier=verifier).generate(prompts, max_new_tokens=24)
+        found.append(traces)
+        session = target.open(1, capacity=400)
+        session.advance(torch.tensor([ids[:300]]))
+        session.keep(torch.tensor([300]), lengths=[300])
+        session.advance(torch.tensor([ids[:4]]))
+        widths = {
+            layer.window: view.num for layer in session.cache.layers for view in [session.cache.views[layer.window]]
+        }
+        assert widths[16] == (160 if target.replays is not None else 19)
+    assert found[0] == found[1]
+    own = [eager_tokens(eager, prompt, 24) for prompt in prompts]
+    assert [list(trace.tokens) for trace in found[0]] == own
+
+
+def eager_tokens(target: Target, prompt: list[int], count: int) -> list[int]:
+    """Greedy tokens of transformers' own forward, the whole text anew for each."""
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(count):
+            ids.append(int(target.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
 
 
 def test_the_verdict_on_greedy_chains_is_recorded():
@@ -156,7 +191,7 @@ def test_states_are_the_same_bit_for_bit(family):
         assert all(torch.equal(a, b) for a, b in zip(*states, strict=True))
         longest += width
         for s in (session, other):
-            s.keep(torch.full((2,), width), longest=longest)
+            s.keep(torch.full((2,), width), lengths=[longest] * 2)
     assert replayed.replays[(1,)].num_recordings == 2
 
 

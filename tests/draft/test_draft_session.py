@@ -42,7 +42,7 @@ def test_training_equals_decoding_in_a_ragged_batch(layout, family):
         for b, count in enumerate(step):
             chunk[b, count:] = 100.0
         at = [i + count for i, count in zip(at, step, strict=True)]
-        session.extend(chunk, torch.tensor(step), longest=max(at), ragged=len(set(at)) > 1)
+        session.extend(chunk, torch.tensor(step), lengths=at)
         found = session.propose(torch.stack([noise[b, i] for b, i in enumerate(at)]))
         expected = torch.stack([hidden[b, i] for b, i in enumerate(at)])
         torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-4)
@@ -59,7 +59,7 @@ def test_positions_restart_with_each_document():
     batch.positions_BS[0, 15:] -= 15
     taps, noise, hidden = trained_states(target, draft, batch)
     session = draft.open(1, capacity=LENGTH)
-    session.extend(taps[:, 15:32], torch.tensor([17]), longest=17, ragged=False)
+    session.extend(taps[:, 15:32], torch.tensor([17]), lengths=[17])
     torch.testing.assert_close(session.propose(noise[:, 32]), hidden[:, 32], atol=5e-5, rtol=1e-4)
 
 
@@ -70,8 +70,8 @@ def test_select_keeps_the_rows_named():
     ids = torch.randint(0, MASK, (3, LENGTH), generator=torch.Generator().manual_seed(5))
     taps, noise, hidden = trained_states(target, draft, plain_batch(ids))
     session = draft.open(3, capacity=LENGTH)
-    session.extend(taps[:, :20], torch.tensor([20, 11, 16]), longest=20, ragged=True)
-    session.select(torch.tensor([2, 1]), longest=16, ragged=True)
+    session.extend(taps[:, :20], torch.tensor([20, 11, 16]), lengths=[20, 11, 16])
+    session.select(torch.tensor([2, 1]), lengths=[16, 11])
     found = session.propose(torch.stack([noise[2, 16], noise[1, 11]]))
     torch.testing.assert_close(found, torch.stack([hidden[2, 16], hidden[1, 11]]), atol=5e-5, rtol=1e-4)
 
@@ -81,11 +81,11 @@ def test_a_smaller_block_may_be_decoded():
     target = tiny_target("qwen3")
     draft = tiny_draft(target, block_size=8)
     session = draft.open(1, capacity=20)
-    session.extend(torch.randn(1, 5, 3, 32), torch.tensor([5]), longest=5, ragged=False)
+    session.extend(torch.randn(1, 5, 3, 32), torch.tensor([5]), lengths=[5])
     assert session.propose(torch.randn(1, 4, 32)).shape == (1, 4, 32)
 
 
 def test_a_full_session_refuses_with_both_numbers():
     draft = tiny_draft(tiny_target("qwen3"))
     with pytest.raises(ValueError, match=r"11 tokens do not fit its capacity of 10"):
-        draft.open(1, capacity=10).extend(torch.zeros(1, 11, 3, 32), torch.tensor([11]), longest=11, ragged=False)
+        draft.open(1, capacity=10).extend(torch.zeros(1, 11, 3, 32), torch.tensor([11]), lengths=[11])

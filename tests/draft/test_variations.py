@@ -60,7 +60,7 @@ def test_training_equals_decoding_in_a_ragged_batch(target, name):
         for b, count in enumerate(step):
             chunk[b, count:] = 100.0
         at = [i + count for i, count in zip(at, step, strict=True)]
-        session.extend(chunk, torch.tensor(step), longest=max(at), ragged=len(set(at)) > 1)
+        session.extend(chunk, torch.tensor(step), lengths=at)
         found = session.propose(torch.stack([noise[b, i] for b, i in enumerate(at)]))
         expected = torch.stack([hidden[b, i] for b, i in enumerate(at)])
         torch.testing.assert_close(found, expected, atol=5e-5, rtol=1e-4)

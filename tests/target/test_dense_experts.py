@@ -42,7 +42,7 @@ def test_sessions_equal_transformers_own_loop(targets, monkeypatch):
         torch.testing.assert_close(states[1][1], states[0][1], **CLOSE)
         longest += width
         for session in sessions:
-            session.keep(torch.full((2,), width), longest=longest)
+            session.keep(torch.full((2,), width), lengths=[longest] * 2)
     assert set(grouped) == {38, 18} and MOST_TOKENS >= 16
 
 

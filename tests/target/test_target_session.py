@@ -30,7 +30,7 @@ def rollback_walk(target, session, ids, features, *, seed: int, rows: list[int],
             yield hidden[i, : counts[i]] - features.last_BSH[row, at]
             yield taps[i, : counts[i]] - features.taps_BSTH[row, at]
             lengths[i] += counts[i]
-        session.keep(torch.tensor(counts), longest=max(lengths))
+        session.keep(torch.tensor(counts), lengths=lengths)
         assert session.lengths_B.tolist() == lengths
 
 
@@ -51,10 +51,10 @@ def test_select_keeps_the_rows_named(family):
     features = target.features(plain_batch(ids), TAPS, with_last=True)
     session = target.open(3, capacity=LENGTH + 8, taps=TAPS)
     session.advance(ids[:, :8])
-    session.keep(torch.tensor([8, 8, 8]), longest=8)
+    session.keep(torch.tensor([8, 8, 8]), lengths=[8, 8, 8])
     session.advance(ids[:, 8:20])
-    session.keep(torch.tensor([12, 1, 9]), longest=20)
-    session.select(torch.tensor([2, 0]), longest=20)
+    session.keep(torch.tensor([12, 1, 9]), lengths=[20, 9, 17])
+    session.select(torch.tensor([2, 0]), lengths=[17, 20])
     assert session.lengths_B.tolist() == [17, 20]
     errors = rollback_walk(target, session, ids, features, seed=6, rows=[2, 0], lengths=[17, 20])
     assert max(float(error.abs().max()) for error in errors if error.numel()) < CLOSE
@@ -66,17 +66,18 @@ def test_recurrent_states_of_a_ragged_batch_are_those_of_each_row_alone(family):
     target = tiny_target(family)
     ids = torch.randint(0, 64, (4, 30), generator=torch.Generator().manual_seed(4))
     kept = torch.tensor([30, 1, 17, 17]), torch.tensor([3, 0, 8, 5])
+    after = [30, 1, 17, 17], [33, 1, 25, 22]
     batch = target.open(4, capacity=50)
-    for counts, width in zip(kept, (30, 8), strict=True):
+    for counts, lengths, width in zip(kept, after, (30, 8), strict=True):
         batch.advance(ids[:, :width])
-        batch.keep(counts, longest=33)
+        batch.keep(counts, lengths=lengths)
     batch.advance(ids[:, :1])  # settles what was kept before it
     for row in range(4):
         alone = target.open(1, capacity=50)
-        for counts in kept:
+        for counts, lengths in zip(kept, after, strict=True):
             if counts[row]:
                 alone.advance(ids[row : row + 1, : counts[row]])
-                alone.keep(counts[row : row + 1], longest=33)
+                alone.keep(counts[row : row + 1], lengths=lengths[row : row + 1])
         alone.advance(ids[row : row + 1, :1])
         for i in target.plan.recurrent:
             for name in ("conv_states", "recurrent_states"):
@@ -91,7 +92,7 @@ def test_an_advance_that_nothing_is_kept_of_leaves_no_trace(family):
     ids = torch.randint(0, 64, (2, 12), generator=torch.Generator().manual_seed(9))
     session = target.open(2, capacity=30)
     session.advance(ids[:, :7])
-    session.keep(torch.tensor([7, 7]), longest=7)
+    session.keep(torch.tensor([7, 7]), lengths=[7, 7])
     first, _ = session.advance(ids[:, 7:])
     again, _ = session.advance(ids[:, 7:])  # without keep: the one before did not happen
     assert torch.equal(first, again)
@@ -108,7 +109,7 @@ def test_a_tree_is_refused_where_a_layer_is_recurrent():
 def test_a_full_session_refuses_with_both_numbers():
     session = tiny_target("qwen3").open(1, capacity=10)
     session.advance(torch.zeros(1, 7, dtype=torch.long))
-    session.keep(torch.tensor([7]), longest=7)
+    session.keep(torch.tensor([7]), lengths=[7])
     session.advance(torch.zeros(1, 3, dtype=torch.long))
     with pytest.raises(ValueError, match=r"11 tokens do not fit its capacity of 10"):
         session.advance(torch.zeros(1, 4, dtype=torch.long))

@@ -36,7 +36,7 @@ def advanced(request):
     ids = torch.randint(0, 64, (3, max(LENGTHS)), generator=torch.Generator().manual_seed(2))
     session = target.open(3, capacity=60, taps=TAPS)
     session.advance(ids)
-    session.keep(torch.tensor(LENGTHS), longest=max(LENGTHS))
+    session.keep(torch.tensor(LENGTHS), lengths=LENGTHS)
     tree = make_tree(PARENTS)
     nodes = torch.randint(0, 64, tree.depths_BK.shape, generator=torch.Generator().manual_seed(4))
     return target, ids, session, nodes, tree, session.advance(nodes, tree=tree)
@@ -63,7 +63,7 @@ def test_an_accepted_path_goes_on_as_a_chain(advanced):
     path = torch.tensor([nodes_of + [0] * (tree.max_depth + 1 - len(nodes_of)) for nodes_of in kept])
     counts = torch.tensor([len(nodes_of) for nodes_of in kept])
     after = torch.tensor(LENGTHS) + counts
-    session.keep(counts, longest=int(after.max()), path_BL=path)
+    session.keep(counts, lengths=after.tolist(), path_BL=path)
     more = torch.randint(0, 64, (3, 2), generator=torch.Generator().manual_seed(6))
     hidden, _ = session.advance(more)
     for row, length in enumerate(LENGTHS):

@@ -92,9 +92,10 @@ class _Opened:
         self.target, self.sequential, self.anchor_B = target, proposer.sequential, ids_BS[:, 0]
         self.session = target.open(batch_size, capacity=capacity, taps=proposer.taps)
         _, taps_BSTH = self.session.advance(ids_BS)
-        self.session.keep(lengths_B, longest=CONTEXT)
+        lengths = [CONTEXT] * batch_size
+        self.session.keep(lengths_B, lengths=lengths)
         self.proposing = proposer.open(target, batch_size, capacity=capacity, block_size=block_size)
-        self.proposing.extend(ids_BS, taps_BSTH, lengths_B, longest=CONTEXT, ragged=False)
+        self.proposing.extend(ids_BS, taps_BSTH, lengths_B, lengths=lengths)
 
     def verify_seconds(self, num_tokens: int, *, tree: bool) -> float:
         """Of a target pass over so many tokens a row, logits included; of a tree, one without branches."""
