@@ -17,6 +17,7 @@ from dflash.decode.rows import Gained, Row, clock, pad_prompts
 from dflash.decode.sampling import Sampling
 from dflash.decode.verify import Match, RoundCosts, Verifier, measure_costs
 from dflash.draft.draft import Draft
+from dflash.draft.heads.slots import Work
 from dflash.target.target import Target
 from dflash.types import DecodeTiming, DecodeTrace
 
@@ -114,13 +115,13 @@ class SpeculativeDecoder:
     ) -> _Run:
         verifier = self.verifier
         if self.block_size > 1:
-            verifier = verifier.ready(lambda most: self._measured(len(prompts), most))
+            verifier = verifier.ready(lambda most, grow: self._measured(len(prompts), most, grow))
         engine = Engine(self.target, self.proposer, self.block_size, self.sampling, verifier)
         return _Run(
             engine, prompts, max_new_tokens=max_new_tokens, stops=frozenset(stop_token_ids), first_index=first_index
         )
 
-    def _measured(self, batch_size: int, max_proposals: int) -> RoundCosts:
+    def _measured(self, batch_size: int, max_proposals: int, grow: Work) -> RoundCosts:
         """Timed at the first call for this batch size, kept for all others."""
         if isinstance(self.draft, Proposer):
             raise ValueError(
@@ -134,7 +135,7 @@ class SpeculativeDecoder:
                 batch_size=batch_size,
                 block_size=self.block_size,
                 max_proposals=max_proposals,
-                trees=self.verifier.needs_tree,
+                grow=grow,
             )
         return self._costs[key]
 

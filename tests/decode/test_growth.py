@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 
-from dflash.decode.verify.growth import grow
+from dflash.decode.verify.growth import best_pairs, grow
 from dflash.decode.verify.tree import walk
 
 
@@ -99,3 +99,14 @@ def test_the_walk_follows_the_targets_choices_as_far_as_the_tree_goes():
         assert verdict.path_BL[row, : len(nodes)].tolist() == nodes
         depths.add(len(nodes))
     assert depths == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize(
+    ("paths", "vocabulary", "count"), [(1, 640, 5), (16, 256, 17), (3, 128, 6), (3, 100, 7), (1, 9, 20)]
+)
+def test_the_best_pairs_are_those_of_a_full_sort(paths, vocabulary, count):
+    sums = torch.randn(4, paths, vocabulary, generator=torch.Generator().manual_seed(count))
+    found, tokens, path = best_pairs(sums, count=count)
+    expected, at = sums.flatten(1).sort(dim=1, descending=True)
+    assert torch.equal(found, expected[:, :count])
+    assert torch.equal(path * vocabulary + tokens, at[:, :count])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cache
 
 import pytest
@@ -191,6 +192,23 @@ def test_a_fresh_heads_tree_is_the_plain_tree():
         assert torch.equal(getattr(linked, name), getattr(plain, name))
 
 
+@torch.no_grad()
+def test_paths_behind_the_breadth_end():
+    """Of two followed paths a depth the tree has children only; the whole breadth is the tree without a bound."""
+    target = tiny_target("qwen3")
+    slots = linked_slots(target, headed_draft(target, "markov"))
+    narrow, wide, free = (
+        grow_linked(slots, lambda logits: logits.log_softmax(-1), num_nodes=40, breadth=breadth)
+        for breadth in (2, 40, None)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(wide.tensors, free.tensors, strict=True))
+    for row in range(2):
+        for depth in (1, 2, 3):
+            inside = narrow.depths_BN[row] == depth + 1
+            assert len(narrow.parents_BN[row][inside].unique()) <= 2
+    assert not torch.equal(narrow.parents_BN, free.parents_BN)
+
+
 # Confidence, and what a head costs.
 
 
@@ -226,5 +244,9 @@ def test_costs_hold_the_heads_own_time():
     assert measure_proposing(target, proposer_of(plain), batch_size=2, block_size=8)[1] < head
     costs = measure_costs(target, proposer_of(slow), batch_size=2, block_size=8, max_proposals=4)
     assert costs.draft_seconds > slower / 2
+    grown = measure_costs(
+        target, proposer_of(slow), batch_size=2, block_size=8, max_proposals=4, grow=lambda slots: (time.sleep(0.05),)
+    )
+    assert 0.05 <= grown.draft_seconds < 0.5, "a tree costs what growing it takes"
     tree = CaDDTree(max_nodes=4, costs=linear_costs(4))
     assert decode(target, headed_draft(target, "gru"), tree, block_size=8)

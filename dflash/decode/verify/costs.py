@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dflash.decode.proposer import Proposer
 from dflash.decode.rows import clock
-from dflash.draft.heads.slots import likeliest
+from dflash.draft.heads.slots import Work, likeliest
 from dflash.replay import CALLS_TO_SETTLE, recording_at_once
 from dflash.target.target import Target
 from dflash.types import Tree
@@ -23,7 +23,8 @@ REPEATS = 3
 
 @dataclass(frozen=True)
 class RoundCosts:
-    """draft_seconds: a draft pass. verify_seconds[n]: a target pass over an anchor and n proposals.
+    """draft_seconds: a draft pass, and what is made of its slots. verify_seconds[n]: a target pass over an anchor and n
+    proposals.
 
     counts: numbers of proposals to choose among, of which 0 is one; None: all. Raises ValueError unless all seconds are
     above 0.
@@ -56,19 +57,26 @@ class RoundCosts:
 
 @torch.no_grad()
 def measure_costs(
-    target: Target, proposer: Proposer, *, batch_size: int, block_size: int, max_proposals: int, trees: bool = False
+    target: Target,
+    proposer: Proposer,
+    *,
+    batch_size: int,
+    block_size: int,
+    max_proposals: int,
+    grow: Work | None = None,
 ) -> RoundCosts:
     """Time draft and target passes at this batch size: the target over powers of two of tokens (so many are the
     ``counts`` to choose among, that passes have few shapes and can be recorded), linear between them.
 
-    The draft's time is that of a chain, its head included. The median of three, once warm; never less for more
-    proposals. trees: the target's passes are over trees.
+    The median of three, once warm; never less for more proposals. grow: makes a tree of the slots, and the target's
+    passes are over trees; None: the draft's time is that of a chain, its head included.
     """
     opened = _Opened(target, proposer, batch_size=batch_size, block_size=block_size, room=1 + max_proposals)
     counts = sorted({0, max_proposals, *(2**i - 1 for i in range(1, (1 + max_proposals).bit_length()))})
-    seconds = [opened.verify_seconds(1 + count, tree=trees) for count in counts]
+    seconds = [opened.verify_seconds(1 + count, tree=grow is not None) for count in counts]
     seconds = np.interp(range(max_proposals + 1), counts, np.maximum.accumulate(seconds))
-    return RoundCosts(sum(opened.proposing_seconds()), tuple(seconds.tolist()), tuple(counts))
+    draft_seconds = sum(opened.proposing_seconds()) if grow is None else opened.growing_seconds(grow)
+    return RoundCosts(draft_seconds, tuple(seconds.tolist()), tuple(counts))
 
 
 @torch.no_grad()
@@ -112,6 +120,10 @@ class _Opened:
         if slots.drawn_up() is slots:
             return draft, walk
         return draft, max(0.0, walk - draft)  # a recorded chain drafts its slots as well
+
+    def growing_seconds(self, grow: Work) -> float:
+        """Of a draft pass and the tree that ``grow`` makes of its slots."""
+        return self._seconds(lambda: self.proposing.slots(self.anchor_B).compute(grow))
 
     def _seconds(self, work: Callable[[], object]) -> float:
         with recording_at_once():

@@ -17,6 +17,8 @@ from torch import Tensor
 from dflash.draft.heads.slots import LinkedSlots
 from dflash.types import Tree
 
+GROUP = 64  # tokens of the vocabulary that ``best_pairs`` looks at together
+
 
 @dataclass(frozen=True)
 class Grown:
@@ -57,22 +59,44 @@ def grow(logs_BDV: Tensor, *, num_nodes: int) -> Grown:
     return _gather(levels, num_nodes=num_nodes)
 
 
-def grow_linked(slots: LinkedSlots, logs: Callable[[Tensor], Tensor], *, num_nodes: int) -> Grown:
-    """``grow`` where a head makes a slot depend on the path to it. logs: logits -> log-probabilities."""
+def grow_linked(
+    slots: LinkedSlots, logs: Callable[[Tensor], Tensor], *, num_nodes: int, breadth: int | None = None
+) -> Grown:
+    """``grow`` where a head makes a slot depend on the path to it. logs: logits -> log-probabilities.
+
+    breadth: paths of one depth that are followed further, the best; the others end there. A path followed costs a row
+    of logits over the whole vocabulary. None: all.
+    """
     memory_BWG = slots.begin()
     score_BW = memory_BWG.new_zeros(len(memory_BWG), 1, dtype=torch.float32)
     levels: list[_Level] = []
     for depth in range(slots.num_slots):
         if levels:
-            memory_BWG = slots.follow(memory_BWG, levels[-1].paths_BN, levels[-1].tokens_BN)
-        best_BWR, ids_BWR = logs(slots.logits_at(depth, memory_BWG)).topk(
-            min(num_nodes, slots.logits_BDV.shape[-1]), dim=-1
-        )
-        R = best_BWR.shape[-1]
-        sums = (score_BW[..., None] + best_BWR.clamp_max(0)).flatten(1)
-        score_BW, at = sums.topk(min(num_nodes, sums.shape[1]), dim=-1)
-        levels.append(_Level(score_BW, ids_BWR.flatten(1).gather(1, at), at // R))
+            last = levels[-1]
+            memory_BWG = slots.follow(memory_BWG, last.paths_BN[:, :breadth], last.tokens_BN[:, :breadth])
+            score_BW = last.scores_BN[:, :breadth]
+        sums_BWV = score_BW[..., None] + logs(slots.logits_at(depth, memory_BWG)).clamp_max(0)
+        levels.append(_Level(*best_pairs(sums_BWV, count=num_nodes)))
     return _gather(levels, num_nodes=num_nodes)
+
+
+def best_pairs(sums_BWV: Tensor, *, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(sums, tokens, paths), each [B, count], of the largest entries, largest first; fewer where there are no more.
+
+    The largest ``count`` lie in the ``count`` groups of tokens whose maxima are largest, so that most of the vocabulary
+    is only looked at for maxima, which a CPU finds ten times as fast as it selects.
+    """
+    B, W, V = sums_BWV.shape
+    groups = W * V // GROUP
+    if V % GROUP or groups <= count:
+        found, at = sums_BWV.flatten(1).topk(min(count, W * V), dim=-1)
+        return found, at % V, at // V
+    grouped = sums_BWV.view(B, groups, GROUP)
+    group_BC = grouped.amax(-1).topk(count, dim=-1).indices
+    candidates = grouped.gather(1, group_BC[..., None].expand(-1, -1, GROUP)).flatten(1)
+    found, place = candidates.topk(count, dim=-1)
+    at = group_BC.gather(1, place // GROUP) * GROUP + place % GROUP
+    return found, at % V, at // V
 
 
 @dataclass(frozen=True)

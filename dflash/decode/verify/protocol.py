@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dflash.decode.sampling import Sampling, Uniforms
 from dflash.decode.verify.costs import RoundCosts
-from dflash.draft.heads.slots import Slots
+from dflash.draft.heads.slots import Slots, Work
 from dflash.types import Proposal, Verdict
 
 
@@ -36,8 +36,9 @@ class Verifier(Protocol):
         """The most proposals of a round over blocks with this many slots behind the anchor."""
         return num_slots
 
-    def ready(self, measure: Callable[[int], RoundCosts]) -> Verifier:
-        """The verifier for one batch. ``measure(n)`` times rounds of up to n proposals, for those that weigh them."""
+    def ready(self, measure: Callable[[int, Work], RoundCosts]) -> Verifier:
+        """The verifier for one batch. ``measure(n, grow)`` times rounds of up to n proposals, a tree that
+        ``grow`` makes of the slots, for those that weigh them."""
         return self
 
     def propose(self, slots: Slots, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:

@@ -17,8 +17,10 @@ from dflash.decode.verify.chain import Match
 from dflash.decode.verify.costs import RoundCosts
 from dflash.decode.verify.growth import Grown, grow, grow_linked
 from dflash.decode.verify.protocol import Verifier, log_confidence
-from dflash.draft.heads.slots import LinkedSlots, Slots
+from dflash.draft.heads.slots import LinkedSlots, Slots, Work
 from dflash.types import Proposal, Tree, Verdict
+
+BREADTH = 16  # paths of one depth that are followed through a head: those behind them are hardly ever accepted
 
 
 class _TreeVerifier(Verifier):
@@ -80,8 +82,10 @@ class CaDDTree(_TreeVerifier):
     def most_proposals(self, num_slots: int) -> int:
         return self.max_nodes if num_slots else 0
 
-    def ready(self, measure: Callable[[int], RoundCosts]) -> Verifier:
-        return self if self.costs is not None else replace(self, costs=measure(self.max_nodes))
+    def ready(self, measure: Callable[[int, Work], RoundCosts]) -> Verifier:
+        if self.costs is not None:
+            return self
+        return replace(self, costs=measure(self.max_nodes, _Growing(self.max_nodes, temperature=0.0)))
 
     def propose(self, slots: Slots, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
         if slots.num_slots == 0:
@@ -104,7 +108,7 @@ class _Growing:
 
     def __call__(self, slots: Slots) -> tuple[Tensor, ...]:
         if isinstance(slots, LinkedSlots):
-            return grow_linked(slots, self._logs, num_nodes=self.num_nodes).tensors
+            return grow_linked(slots, self._logs, num_nodes=self.num_nodes, breadth=BREADTH).tensors
         return grow(self._logs(slots.logits_BDV), num_nodes=self.num_nodes).tensors
 
     def _logs(self, logits: Tensor) -> Tensor:
