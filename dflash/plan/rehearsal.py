@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dflash.draft.attention import Flex
 from dflash.plan.flash import UnwrittenScores
 from dflash.plan.ledger import Ledger, Phase, Rates
+from dflash.target.quantized import packed_savings
 from dflash.target.target import Target
 from dflash.training.module import DistillationModule
 from dflash.types import TokenBatch
@@ -73,6 +74,7 @@ def rehearse(
     ledger, fake = Ledger(rates), FakeTensorMode()
     with fake, ledger:
         target = outline(fake)
+        ledger.live_bytes -= packed_savings(target)
         target_bytes = ledger.live_bytes
         module = make_module(target)
         draft_bytes = ledger.live_bytes - target_bytes

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from dflash.target.attention import FUSED, register_fused
 from dflash.target.experts import DENSE, register_dense
 from dflash.target.families import FAMILIES, build_model
 from dflash.target.outline import configuration, outline
+from dflash.target.quantized import METHOD, PACKED, UNPACKED, WEIGHTS, loading_options
 from dflash.target.target import Target, TargetDims, dims_of
 from dflash.target.tokenizer import train_tokenizer
 
@@ -61,6 +62,7 @@ def local_target(
     attention: str = "eager",
     experts: str | None = None,
     replay: bool = False,
+    weights: str = UNPACKED,
 ) -> Loader:
     """A causal language model and its tokenizer from a folder or a hub id.
 
@@ -68,9 +70,12 @@ def local_target(
     (experts matters for mixtures only), or ours: attention "fused", for inference with sinks (``target.attention``),
     experts "dense", for steps of few tokens on a CPU (``target.experts``).
     replay: replay decoding steps from recordings on a CPU (``dflash.replay``); elsewhere they run eagerly.
+    weights: what becomes of a checkpoint stored in MXFP4, see ``target.quantized``.
     Raises ValueError, when called, for anything that cannot be loaded.
     """
-    return _Local(path, dtype, device, mask_token_id, revision, attention, experts, replay)
+    if weights not in WEIGHTS:
+        raise ValueError(f"target.weights={weights!r}: choose one of {', '.join(WEIGHTS)}")
+    return _Local(path, dtype, device, mask_token_id, revision, attention, experts, replay, weights)
 
 
 def random_target(
@@ -94,12 +99,14 @@ class _Local:
     attention: str
     experts: str | None
     replay: bool
+    weights: str
 
     def __call__(self) -> LoadedTarget:
         return _load(self)
 
     def outline(self, facts: Mapping[str, Any], fake: AbstractContextManager) -> Target:
         config = configuration(self.path, facts=facts, revision=self.revision)
+        config.quantization_config = {"quant_method": METHOD} if self.weights == PACKED else None
         return outline(config, fake=fake, dtype=self.dtype, attention=self.attention, name=self.path)
 
 
@@ -142,22 +149,34 @@ def _load(local: _Local) -> LoadedTarget:
     options: dict[str, Any] = {"revision": local.revision} if local.revision else {}
     if local.attention == FUSED:
         register_fused()
-    try:
+    with _one_sentence(path):
+        config = AutoConfig.from_pretrained(path, **options)
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    options |= loading_options(config, local.weights, device, name=path)
+    with _one_sentence(path):
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, local.dtype), attn_implementation=local.attention, **options
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"target.path={path!r} cannot be loaded ({reason}); give a model folder, or connect to the model hub"
-        ) from error
     if local.experts == DENSE:
         register_dense()
     if local.experts is not None:
         model.set_experts_implementation(local.experts)
-    target = Target(model.to(device), name=str(path).rstrip("/"), replay=local.replay)
+    target = Target(
+        model if "device_map" in options else model.to(device), name=str(path).rstrip("/"), replay=local.replay
+    )
     return _loaded(target, tokenizer, local.mask_token_id)
+
+
+@contextmanager
+def _one_sentence(path: str) -> Iterator[None]:
+    """What transformers says when it cannot read ``path``, as a ValueError of one sentence."""
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"target.path={path!r} cannot be loaded ({reason}); give a model folder, or connect to the model hub"
+        ) from error
 
 
 def _loaded(target: Target, tokenizer: PreTrainedTokenizerBase, mask_token_id: int | None) -> LoadedTarget:

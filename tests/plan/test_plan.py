@@ -72,6 +72,9 @@ def test_the_flagship_is_planned_without_network(planned, settings, monkeypatch)
     assert plan.rehearsal.num_draft_parameters == pytest.approx(8 * 92.9e6 + 41.5e6, rel=0.001)
     assert plan.parts["target weights"] == pytest.approx(2 * 20.9e9, rel=0.002)
     assert plan.memory_bytes == 79 * GIB and plan.fits
+    packed = planned("experiment=gpt_oss_20b", "target.weights=mxfp4")
+    assert packed.parts["target weights"] == pytest.approx(13.76e9, rel=0.01)  # the published checkpoint's files
+    assert plan.peak_bytes - packed.peak_bytes == plan.parts["target weights"] - packed.parts["target weights"]
 
 
 def test_what_does_not_fit_is_refused_with_the_cheapest_changes(settings):
