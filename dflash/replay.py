@@ -24,6 +24,7 @@ MOST_RECORDINGS = 64
 MOST_REPLAYED_ROWS = 16  # with more, arithmetic takes the time and not the interpreter
 
 
+_fixed: ContextVar[bool] = ContextVar("fixed_shapes", default=False)
 _at_once: ContextVar[bool] = ContextVar("recording_at_once", default=False)
 
 
@@ -36,6 +37,12 @@ def recording_at_once() -> Iterator[None]:
         yield
     finally:
         _at_once.reset(token)
+
+
+def shapes_are_fixed() -> bool:
+    """Whether this is a pass that may be recorded: of several ways to compute something, it must take one whose shapes
+    do not depend on values, and always the same."""
+    return _fixed.get()
 
 
 class Replay:
@@ -66,11 +73,15 @@ class Replay:
         if entry.proved:
             return entry.recording(*tensors)
         entry.calls += 1
-        if entry.recording is not None:
-            return self._prove(entry, tensors)
-        if (_at_once.get() or entry.calls >= WARM_UP_CALLS) and len(self._recorded()) < MOST_RECORDINGS:
-            return self._record(entry, tensors)
-        return self.run(*tensors)
+        token = _fixed.set(True)
+        try:
+            if entry.recording is not None:
+                return self._prove(entry, tensors)
+            if (_at_once.get() or entry.calls >= WARM_UP_CALLS) and len(self._recorded()) < MOST_RECORDINGS:
+                return self._record(entry, tensors)
+            return self.run(*tensors)
+        finally:
+            _fixed.reset(token)
 
     def _recorded(self) -> list[_Entry]:
         return [entry for entry in self._entries.values() if entry.recording is not None]

@@ -35,6 +35,10 @@ def fused_attention(
     if softcap is not None:
         raise ValueError(f"target.attention={FUSED}: it cannot cap scores at {softcap}; use target.attention=eager")
     B, N, Q, D = query.shape
+    if Q > 1 and key.shape[1] == 1 and query.device.type == "cpu":
+        # Heads then share keys by their strides and the mask as it is, for the same numbers. At one token a pass the
+        # keys take the time: there they are read once for all heads.
+        key, value = key.expand(B, N, -1, D), value.expand(B, N, -1, D)
     G = key.shape[1]
     R = N // G
     grouped = query.reshape(B, G, R * Q, D)

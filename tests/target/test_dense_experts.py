@@ -7,7 +7,7 @@ import torch
 
 from dflash.target import experts
 from dflash.target.experts import DENSE, MOST_TOKENS, register_dense
-from tests.toys import tiny_target
+from tests.toys import plain_batch, tiny_target
 
 MIXTURES = ("gpt_oss", "qwen3_moe", "qwen3_next")
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}
@@ -44,6 +44,24 @@ def test_sessions_equal_transformers_own_loop(targets, monkeypatch):
         for session in sessions:
             session.keep(torch.full((2,), width), lengths=[longest] * 2)
     assert set(grouped) == {38, 18} and MOST_TOKENS >= 16
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("chunk", [50, 1024])
+def test_many_tokens_go_through_one_expert_after_the_other(targets, monkeypatch, chunk):
+    """The prompts of a batch and the rows of training; in passes that may be recorded they are grouped."""
+    monkeypatch.setattr(experts, "CHUNK_TOKENS", chunk)
+    eager, dense = targets
+    ids = torch.randint(0, 60, (3, 90), generator=torch.Generator().manual_seed(1))
+    batch = plain_batch(ids)
+    with monkeypatch.context() as patched:
+        patched.setattr(experts, "grouped_mm_experts_forward", lambda *_: pytest.fail("grouped"))
+        ours, own = (target.features(batch, (1, 2), with_last=True) for target in (dense, eager))
+    torch.testing.assert_close(ours.taps_BSTH, own.taps_BSTH, **CLOSE)
+    torch.testing.assert_close(ours.last_BSH, own.last_BSH, **CLOSE)
+    monkeypatch.setattr(experts, "shapes_are_fixed", lambda: True)
+    monkeypatch.setattr(experts, "_in_turn", lambda *_: pytest.fail("shapes that depend on values"))
+    torch.testing.assert_close(dense.features(batch, (1,)).taps_BSTH, own.taps_BSTH[:, :, :1], **CLOSE)
 
 
 @torch.no_grad()
