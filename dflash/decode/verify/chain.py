@@ -51,7 +51,7 @@ class Rejection(Verifier):
 
     def propose(self, slots: Slots, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
         if sampling.greedy:
-            return Match().propose(slots, sampling, uniforms, start_B)
+            return CHAIN.propose(slots, sampling, uniforms, start_B)
         numbers_BD = uniforms.at("draft", start_B, slots.num_slots)
         drawn_from = []
 
@@ -66,7 +66,7 @@ class Rejection(Verifier):
         self, logits_BKV: Tensor, proposal: Proposal, sampling: Sampling, uniforms: Uniforms, start_B: Tensor
     ) -> Verdict:
         if sampling.greedy:
-            return Match().judge(logits_BKV, proposal, sampling, uniforms, start_B)
+            return CHAIN.judge(logits_BKV, proposal, sampling, uniforms, start_B)
         K = logits_BKV.shape[1]
         p_BKV = sampling.probabilities(logits_BKV)
         at = proposal.tokens_BP[..., None]
@@ -107,3 +107,6 @@ def _made(proposal: Proposal, good_BP: Tensor) -> Tensor:
     if proposal.counts_B is None:
         return good_BP
     return good_BP & (torch.arange(good_BP.shape[1], device=good_BP.device) < proposal.counts_B[:, None])
+
+
+CHAIN = Match()  # what other verifiers fall back on: one object, whose recordings last

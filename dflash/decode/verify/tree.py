@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dflash.decode.sampling import Sampling, Uniforms
-from dflash.decode.verify.chain import Match
+from dflash.decode.verify.chain import CHAIN
 from dflash.decode.verify.costs import RoundCosts
 from dflash.decode.verify.growth import Grown, grow, grow_linked
 from dflash.decode.verify.protocol import Verifier, log_confidence
@@ -33,7 +33,7 @@ class _TreeVerifier(Verifier):
     ) -> Verdict:
         tree = proposal.tree
         if tree is None:  # no slot, or no node worth its while
-            return Match().judge(logits_BKV, proposal, sampling, uniforms, start_B)
+            return CHAIN.judge(logits_BKV, proposal, sampling, uniforms, start_B)
         numbers_BL = uniforms.at("target", start_B, tree.max_depth + 1)
         numbers_BK = None if numbers_BL is None else numbers_BL.gather(1, tree.depths_BK)
         return walk(tree, proposal.tokens_BP, sampling.choose(logits_BKV, numbers_BK))
@@ -54,7 +54,7 @@ class DDTree(_TreeVerifier):
 
     def propose(self, slots: Slots, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
         if slots.num_slots == 0:
-            return Match().propose(slots, sampling, uniforms, start_B)
+            return CHAIN.propose(slots, sampling, uniforms, start_B)
         grown = _grow(slots, sampling, num_nodes=self.num_nodes)
         return _proposal(grown, grown.tokens_BN.shape[1])
 
@@ -89,7 +89,7 @@ class CaDDTree(_TreeVerifier):
 
     def propose(self, slots: Slots, sampling: Sampling, uniforms: Uniforms, start_B: Tensor) -> Proposal:
         if slots.num_slots == 0:
-            return Match().propose(slots, sampling, uniforms, start_B)
+            return CHAIN.propose(slots, sampling, uniforms, start_B)
         grown = _grow(slots, sampling, num_nodes=self.max_nodes)
         return _proposal(grown, self._best_count(grown))
 
