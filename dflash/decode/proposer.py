@@ -102,7 +102,7 @@ class _Blocks:
 
     def slots(self, anchor_B: Tensor) -> Slots | RecordedSlots:
         if self.recordings is not None:
-            given = anchor_B, self.noise_D, *self.session.context()
+            given = anchor_B, self.noise_D, *self.session.context(1 + len(self.noise_D))
             return RecordedSlots(self.recordings, given, num_slots=len(self.noise_D))
         hidden_BDH = self.session.propose(self.target.embed(block_ids(anchor_B, self.noise_D)))[:, 1:]
         logits_BDV = self.target.logits(hidden_BDH.to(self.target.dtype))

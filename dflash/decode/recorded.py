@@ -42,8 +42,8 @@ class Recordings:
 
     def _drafted(self, anchor_B: Tensor, noise_D: Tensor, *context: Tensor) -> tuple[Tensor, Tensor]:
         noise_BKH = self.target.embed(block_ids(anchor_B, noise_D))
-        # ragged: contexts are shown at rounded lengths, whose ends are masked
-        hidden_BDH = propose(self.draft, noise_BKH, *context, ragged=True)[:, 1:]
+        # padded: contexts are shown at rounded lengths
+        hidden_BDH = propose(self.draft, noise_BKH, *context, causal=self.draft.shape.causal, padded=True)[:, 1:]
         return self.target.logits(hidden_BDH.to(self.target.dtype)), hidden_BDH
 
     def _replay(self, run: Pass) -> Replay:

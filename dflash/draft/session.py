@@ -1,12 +1,12 @@
 """A draft session: the decoding side of the draft, over slot buffers of context keys and values.
 
-Context features are projected once, when their tokens are accepted; a block's own keys and values are never stored.
+Context features are projected once, when their tokens are accepted. A block's own keys and values stand behind them for
+as long as its pass takes, so that nothing is copied to attend to both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,6 +37,7 @@ class DraftSession:
         size = (batch_size, self.capacity, shape.num_kv_heads, shape.head_dim)
         self.buffers = [weight.new_zeros(size) for _ in range(2 * len(draft.layers))]  # keys, values, layer by layer
         self._windows = [window for window in shape.layout for _ in ("keys", "values")]
+        self._widest = max((window for window in shape.layout if window is not None), default=None)
         self._shown: tuple[tuple[int, int], list[Tensor]] | None = None
 
     @torch.no_grad()
@@ -48,7 +49,7 @@ class DraftSession:
         """
         Q = taps_BQTH.shape[1]
         if self.longest + Q > self.capacity:
-            raise ValueError(f"draft session: {self.longest + Q} tokens do not fit its capacity of {self.capacity}")
+            raise self._capacity_error(Q)
         slots_BQ = self.lengths_B[:, None] + torch.arange(Q, device=self.lengths_B.device)
         if self.extension is None:
             _extend(self.draft, taps_BQTH, slots_BQ, self.buffers)
@@ -60,13 +61,24 @@ class DraftSession:
     @torch.no_grad()
     def propose(self, noise_BKH: Tensor) -> Tensor:
         """Hidden states [B, K, H] of the blocks whose anchors stand right behind each row's context."""
-        return propose(self.draft, noise_BKH, *self.context(), ragged=self._masked)
+        context = self.context(noise_BKH.shape[1])
+        return propose(self.draft, noise_BKH, *context, causal=self.draft.shape.causal, padded=self.padded)
 
-    def context(self) -> tuple[Tensor, ...]:
-        """What ``propose`` reads: lengths_B, the first slot that sliding layers are shown (long []), and each layer's
-        keys and values as far as a block is shown them."""
-        first, _ = self._bounds()
-        return self.lengths_B, torch.tensor(first, device=self.lengths_B.device), *self._shown_buffers()
+    def context(self, num_tokens: int) -> tuple[Tensor, ...]:
+        """What ``propose`` reads and writes for blocks of so many tokens: lengths_B, the first slot that sliding layers
+        are shown (long []), and each layer's keys and values as far as a block is shown them, its own slots included.
+        """
+        if self.longest + num_tokens > self.capacity:
+            raise self._capacity_error(num_tokens)
+        rounded = self.extension is not None
+        bounds = first, end = shown_slots(self.shortest, self.longest, num_tokens, self._widest, rounded=rounded)
+        if self._shown is None or self._shown[0] != bounds:
+            parts = [
+                buffer[:, 0 if window is None else first : end]
+                for buffer, window in zip(self.buffers, self._windows, strict=True)
+            ]
+            self._shown = bounds, parts
+        return self.lengths_B, torch.tensor(first, device=self.lengths_B.device), *self._shown[1]
 
     def select(self, rows: Tensor, *, lengths: Sequence[int]) -> None:
         """Keep only these rows of the batch, which hold so many tokens each."""
@@ -75,71 +87,18 @@ class DraftSession:
         self.buffers = [buffer[rows] for buffer in self.buffers]
         self._shown = None
 
-    def mask(self, positions_BK: Tensor, window: int | None, *, num_inside: int) -> Tensor | None:
-        """bool [B, 1, K, slots shown + num_inside], or None where every slot sees every key: those of the context, and
-        ``num_inside`` of its own block, of which the K are the last."""
-        rule = _Rule(self.draft.shape.causal, self._masked)
-        first, end = self._bounds()
-        first = 0 if window is None else first
-        return rule.mask(
-            self.lengths_B - first, positions_BK - first, window, num_seen=end - first, num_inside=num_inside
-        )
-
-    def attend_to(self, layer: int, mask: Tensor | None):
-        """How a layer's queries attend to its context and the block's own keys and values."""
-        return _attend_to(tuple(self._shown_buffers()[2 * layer : 2 * layer + 2]), mask)
-
     @property
-    def _masked(self) -> bool:
-        """Whether buffers are longer than some row's context."""
+    def padded(self) -> bool:
+        """Whether some row is shown slots behind its own block."""
         return self.shortest != self.longest or self.extension is not None
 
-    def _bounds(self) -> tuple[int, int]:
-        """(first, end): context slots that a block is shown, masked where a row has not come so far. Layers that see
-        the whole context are shown those before ``first`` as well."""
-        widest = max((window for window in self._windows if window is not None), default=None)
-        return shown_slots(self.shortest, self.longest, 0, widest, rounded=self.extension is not None)
-
-    def _shown_buffers(self) -> list[Tensor]:
-        """Keys and values of every layer in turn, as far as it is shown them."""
-        bounds = first, end = self._bounds()
-        if self._shown is None or self._shown[0] != bounds:
-            parts = [
-                buffer[:, 0 if window is None else first : end]
-                for buffer, window in zip(self.buffers, self._windows, strict=True)
-            ]
-            self._shown = bounds, parts
-        return self._shown[1]
+    def _capacity_error(self, more: int) -> ValueError:
+        return ValueError(f"draft session: {self.longest + more} tokens do not fit its capacity of {self.capacity}")
 
 
 def recorded_extension(draft: Draft) -> Replay:
     """What ``DraftSession.extend`` does to its buffers, as recordings."""
     return Replay(lambda taps, slots, *buffers: _extend(draft, taps, slots, buffers), [draft])
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """What a block's slots see. causal: of their own block only what is not behind them. ragged: buffers are longer
-    than some row's context."""
-
-    causal: bool
-    ragged: bool
-
-    def mask(
-        self, lengths_B: Tensor, positions_BK: Tensor, window: int | None, *, num_seen: int, num_inside: int
-    ) -> Tensor | None:
-        """See ``DraftSession.mask``."""
-        if window is None and not self.ragged and not self.causal:
-            return None
-        B, K = positions_BK.shape
-        index = torch.arange(num_seen, device=positions_BK.device)
-        seen = (index < lengths_B[:, None])[:, None]
-        if window is not None:
-            seen = seen & (positions_BK[..., None] - index < window)
-        context = seen.expand(B, K, num_seen)
-        inside = context.new_ones(K, num_inside)
-        inside = inside.tril(num_inside - K) if self.causal else inside
-        return torch.cat([context, inside.expand(B, K, num_inside)], dim=-1)[:, None]
 
 
 def _extend(draft: Draft, taps_BQTH: Tensor, slots_BQ: Tensor, buffers: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -154,28 +113,54 @@ def _extend(draft: Draft, taps_BQTH: Tensor, slots_BQ: Tensor, buffers: Sequence
 
 
 def propose(
-    draft: Draft, noise_BKH: Tensor, lengths_B: Tensor, first: Tensor, *buffers: Tensor, ragged: bool
+    draft: Draft,
+    noise_BKH: Tensor,
+    lengths_B: Tensor,
+    first: Tensor,
+    *buffers: Tensor,
+    causal: bool,
+    padded: bool,
+    num_before: int = 0,
 ) -> Tensor:
     """``DraftSession.propose`` as a function of tensors: one pass over blocks, given what ``DraftSession.context``
-    gives. ragged: buffers are longer than some row's context."""
-    K, rule = noise_BKH.shape[1], _Rule(draft.shape.causal, ragged)
-    positions_BK = lengths_B[:, None] + torch.arange(K, device=lengths_B.device)
-    masks = {}
+    gives. Their keys and values are written behind each row's context, where the next ``extend`` writes over them.
+
+    causal: a slot sees none behind it. padded: as in ``DraftSession``. num_before: slots of the blocks that passes
+    before this one have written.
+    """
+    K = noise_BKH.shape[1]
+    positions_BK = lengths_B[:, None] + torch.arange(num_before, num_before + K, device=lengths_B.device)
+    views: dict[int | None, tuple[Tensor, Tensor | None]] = {}  # by window: slots of the block, mask
     for window, keys in zip(draft.shape.layout, buffers[::2], strict=True):
-        if window not in masks:
-            places = (x if window is None else x - first for x in (lengths_B, positions_BK))
-            masks[window] = rule.mask(*places, window, num_seen=keys.shape[1], num_inside=K)
+        if window not in views:
+            start_B, slots_BK = (x if window is None else x - first for x in (lengths_B, positions_BK))
+            free = window is None and not padded and (not causal or K == 1)
+            mask = None if free else _mask(start_B, slots_BK, window, causal=causal, num_shown=keys.shape[1])
+            views[window] = slots_BK, mask
     rope, hidden = draft.rotary(positions_BK), noise_BKH.to(draft.norm.weight.dtype)
     for layer, context in zip(draft.layers, zip(buffers[::2], buffers[1::2], strict=True), strict=True):
-        hidden = layer(hidden, rope, _attend_to(context, masks[layer.window]))
+        hidden = layer(hidden, rope, _attend_to(context, *views[layer.window]))
     return draft.norm(hidden)
 
 
-def _attend_to(context: tuple[Tensor, Tensor], mask: Tensor | None):
+def _mask(start_B: Tensor, slots_BK: Tensor, window: int | None, *, causal: bool, num_shown: int) -> Tensor:
+    """bool [B, 1, K, num_shown]: a slot sees the context, which ends before ``start_B``, at most ``window`` back, and
+    all of its own block or, ``causal``, what is not behind it."""
+    index = torch.arange(num_shown, device=slots_BK.device)
+    last_BK1 = (slots_BK if causal else slots_BK[:, -1:].expand_as(slots_BK))[..., None]
+    seen = index <= last_BK1
+    if window is not None:
+        seen = seen & ((index >= start_B[:, None, None]) | (slots_BK[..., None] - index < window))
+    return seen[:, None]
+
+
+def _attend_to(context: tuple[Tensor, Tensor], slots_BK: Tensor, mask: Tensor | None):
+    """How queries attend to the context and their own block, whose keys and values are written behind it."""
+
     def attend(query_BKND: Tensor, block: tuple[Tensor, Tensor]) -> Tensor:
-        key, value = (
-            torch.cat([buffer, new], dim=1).transpose(1, 2) for buffer, new in zip(context, block, strict=True)
-        )
+        for buffer, new in zip(context, block, strict=True):
+            _write(buffer, new, slots_BK)
+        key, value = (buffer.transpose(1, 2) for buffer in context)
         out = F.scaled_dot_product_attention(query_BKND.transpose(1, 2), key, value, attn_mask=mask, enable_gqa=True)
         return out.transpose(1, 2)
 

@@ -14,41 +14,23 @@ from torch import Tensor
 
 from dflash.draft.heads.head import Embed
 from dflash.draft.heads.slots import Choose, Walk
-from dflash.draft.session import DraftSession
+from dflash.draft.session import DraftSession, propose
 
 
 class Stepper:
-    """One block behind each row's context; the keys and values of its own tokens live as long as it does."""
+    """One block behind each row's context; the keys and values of its own tokens stay until the context goes on."""
 
     def __init__(self, session: DraftSession):
         self.session = session
         self.num_read = 0
-        self.own: list[tuple[Tensor, Tensor] | None] = [None] * session.draft.shape.depth
 
     @torch.no_grad()
     def step(self, token_B1H: Tensor) -> Tensor:
         """Hidden state [B, 1, H] of the next slot, given the embedding of the token before it, the anchor at first."""
-        session, draft = self.session, self.session.draft
-        positions_B1 = session.lengths_B[:, None] + self.num_read
+        session, before = self.session, self.num_read
         self.num_read += 1
-        rope = draft.rotary(positions_B1)
-        windows = set(draft.shape.layout)
-        masks = {window: session.mask(positions_B1, window, num_inside=self.num_read) for window in windows}
-        hidden = token_B1H.to(draft.fc.weight.dtype)
-        for index, layer in enumerate(draft.layers):
-            hidden = layer(hidden, rope, self._attend_to(index, masks[layer.window]))
-        return draft.norm(hidden)
-
-    def _attend_to(self, index: int, mask: Tensor | None):
-        over = self.session.attend_to(index, mask)
-
-        def attend(query: Tensor, new: tuple[Tensor, Tensor]) -> Tensor:
-            old = self.own[index]
-            both = new if old is None else tuple(torch.cat(pair, dim=1) for pair in zip(old, new, strict=True))
-            self.own[index] = both
-            return over(query, both)
-
-        return attend
+        context = session.context(self.num_read)
+        return propose(session.draft, token_B1H, *context, causal=True, padded=session.padded, num_before=before)
 
 
 @dataclass(frozen=True)
