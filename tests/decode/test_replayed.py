@@ -75,7 +75,7 @@ def test_far_behind_the_window_decoding_is_the_same(family, verifier, lengths):
     ids = torch.randint(0, 60, (max(lengths),), generator=torch.Generator().manual_seed(2)).tolist()
     prompts, found = [ids[:length] for length in lengths], []
     for target in (eager, replaying(eager)):
-        traces, _ = SpeculativeDecoder(target, draft, verifier=verifier).generate(prompts, max_new_tokens=24)
+        traces, _ = SpeculativeDecoder(target, draft, verifier=verifier).generate(prompts, max_new_tokens=12)
         found.append(traces)
         session = target.open(1, capacity=400)
         session.advance(torch.tensor([ids[:300]]))
@@ -86,7 +86,7 @@ def test_far_behind_the_window_decoding_is_the_same(family, verifier, lengths):
         }
         assert widths[16] == (160 if target.replays is not None else 19)
     assert found[0] == found[1]
-    own = [eager_tokens(eager, prompt, 24) for prompt in prompts]
+    own = [eager_tokens(eager, prompt, 12) for prompt in prompts]
     assert [list(trace.tokens) for trace in found[0]] == own
 
 
