@@ -202,7 +202,7 @@ class Target:
         plan = self.plan
         if not plan.types:
             return masks[plan.window]
-        return dict.fromkeys(plan.types) | {"full_attention": masks[None], "sliding_attention": masks[plan.window]}
+        return dict.fromkeys(plan.types) | {"full_attention": masks.get(None), "sliding_attention": masks[plan.window]}
 
 
 def _has(config, key: str) -> bool:

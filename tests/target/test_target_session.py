@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from toys import HYBRID_FAMILIES, TARGET_FAMILIES, plain_batch, tiny_target
 
+from dflash.target.families import build_model
+from dflash.target.target import Target
 from dflash.types import Tree
 
 TAPS = (0, 2)
@@ -37,6 +41,18 @@ def rollback_walk(target, session, ids, features, *, seed: int, rows: list[int],
 @pytest.mark.parametrize("family", TARGET_FAMILIES)
 def test_session_equals_teacher_forcing_under_random_partial_keeps(family):
     target = tiny_target(family)
+    ids = torch.randint(0, 64, (3, LENGTH), generator=torch.Generator().manual_seed(1))
+    features = target.features(plain_batch(ids), TAPS, with_last=True)
+    session = target.open(3, capacity=LENGTH + 8, taps=TAPS)
+    errors = rollback_walk(target, session, ids, features, seed=1, rows=[0, 1, 2], lengths=[0, 0, 0])
+    assert max(float(error.abs().max()) for error in errors if error.numel()) < CLOSE
+
+
+def test_layers_may_all_slide():
+    """Where every layer has its type and none sees all, a session needs no mask for full attention."""
+    config = copy.deepcopy(tiny_target("gpt_oss").model.config)
+    config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+    target = Target(build_model(config), name="sliding")
     ids = torch.randint(0, 64, (3, LENGTH), generator=torch.Generator().manual_seed(1))
     features = target.features(plain_batch(ids), TAPS, with_last=True)
     session = target.open(3, capacity=LENGTH + 8, taps=TAPS)
