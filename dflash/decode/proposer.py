@@ -102,7 +102,8 @@ class _Blocks:
 
     def slots(self, anchor_B: Tensor) -> Slots | RecordedSlots:
         if self.recordings is not None:
-            given = anchor_B, self.noise_D, *self.session.context(1 + len(self.noise_D))
+            lengths_B, first, *buffers = self.session.context(1 + len(self.noise_D))
+            given = anchor_B, self.noise_D, lengths_B, torch.tensor(first), *buffers
             return RecordedSlots(self.recordings, given, num_slots=len(self.noise_D))
         hidden_BDH = self.session.propose(self.target.embed(block_ids(anchor_B, self.noise_D)))[:, 1:]
         logits_BDV = self.target.logits(hidden_BDH.to(self.target.dtype))

@@ -64,9 +64,9 @@ class DraftSession:
         context = self.context(noise_BKH.shape[1])
         return propose(self.draft, noise_BKH, *context, causal=self.draft.shape.causal, padded=self.padded)
 
-    def context(self, num_tokens: int) -> tuple[Tensor, ...]:
+    def context(self, num_tokens: int) -> tuple[Tensor | int, ...]:
         """What ``propose`` reads and writes for blocks of so many tokens: lengths_B, the first slot that sliding layers
-        are shown (long []), and each layer's keys and values as far as a block is shown them, its own slots included.
+        are shown (an int), and each layer's keys and values as far as a block is shown them, its own slots included.
         """
         if self.longest + num_tokens > self.capacity:
             raise self._capacity_error(num_tokens)
@@ -78,7 +78,7 @@ class DraftSession:
                 for buffer, window in zip(self.buffers, self._windows, strict=True)
             ]
             self._shown = bounds, parts
-        return self.lengths_B, torch.tensor(first, device=self.lengths_B.device), *self._shown[1]
+        return self.lengths_B, first, *self._shown[1]
 
     def select(self, rows: Tensor, *, lengths: Sequence[int]) -> None:
         """Keep only these rows of the batch, which hold so many tokens each."""
@@ -116,15 +116,16 @@ def propose(
     draft: Draft,
     noise_BKH: Tensor,
     lengths_B: Tensor,
-    first: Tensor,
+    first: int | Tensor,
     *buffers: Tensor,
     causal: bool,
     padded: bool,
     num_before: int = 0,
 ) -> Tensor:
-    """``DraftSession.propose`` as a function of tensors: one pass over blocks, given what ``DraftSession.context``
-    gives. Their keys and values are written behind each row's context, where the next ``extend`` writes over them.
+    """``DraftSession.propose`` as a function: one pass over blocks, given what ``DraftSession.context`` gives. Their
+    keys and values are written behind each row's context, where the next ``extend`` writes over them.
 
+    first: long [] in a recorded pass, where it is one of the tensors.
     causal: a slot sees none behind it. padded: as in ``DraftSession``. num_before: slots of the blocks that passes
     before this one have written.
     """
