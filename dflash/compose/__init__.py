@@ -8,8 +8,10 @@ from dflash.compose.checks import check, raise_findings, resolve_checkpoint
 from dflash.compose.job import CombineReports, Run, current_run, write_config
 from dflash.compose.launch import launch, plain_errors, read_settings
 from dflash.compose.schema import register
+from dflash.compose.sweep import CheckSweep
 
 __all__ = [
+    "CheckSweep",
     "CombineReports",
     "Run",
     "build",

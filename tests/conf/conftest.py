@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -85,5 +87,18 @@ def evaluation(hydra_ready, run_folder) -> Callable[..., dict]:
         needed = [need for given in overrides for need in NEEDS.get(given, [])]
         every = [f"checkpoint={run_folder}", *needed, *overrides]
         return check(hydra.compose("evaluate", overrides=every), config_name="evaluate", overrides=every)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def script() -> Callable[..., subprocess.CompletedProcess]:
+    """A script of the repository with these arguments, as a user starts it."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
+        return subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=CONF.parent, check=False
+        )
 
     return run

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import resource
-import subprocess
-import sys
 
 import pytest
 
 from dflash.assemble.parts import build_parts, ready_device
 from dflash.compose import build
-from dflash.compose.keys import CONF
 from dflash.compose.launch import composition_findings
-
-
-def script(*arguments: str) -> subprocess.CompletedProcess:
-    environment = {k: v for k, v in os.environ.items() if k != "HYDRA_FULL_ERROR"}
-    return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, env=environment, cwd=CONF.parent, check=False
-    )
 
 
 def findings(settings, *overrides: str) -> list[str]:
@@ -133,14 +122,14 @@ def test_a_missing_gpu_is_one_sentence(monkeypatch):
         ready_device("cuda")
 
 
-def test_command_line_ends_with_one_message_and_no_trace():
+def test_command_line_ends_with_one_message_and_no_trace(script):
     done = script("train.py", "target=random_llama", "blocksize=4", "draft.depth=0", "trainer=tpu")
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.startswith("3 things are wrong with the configuration:") and "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == 4
 
 
-def test_cfg_job_answers_within_three_seconds_of_processor_time():
+def test_cfg_job_answers_within_three_seconds_of_processor_time(script):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = script("train.py", "--cfg", "job", "draft=depth8", "trainer=h100")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -148,6 +137,6 @@ def test_cfg_job_answers_within_three_seconds_of_processor_time():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
 
 
-def test_composing_and_checking_import_nothing_heavy():
+def test_composing_and_checking_import_nothing_heavy(script):
     code = "import sys, dflash.compose; print([m for m in ('torch', 'lightning', 'transformers') if m in sys.modules])"
     assert script("-c", code).stdout.strip() == "[]"
