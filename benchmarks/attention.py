@@ -132,7 +132,7 @@ def table(records: list[dict]) -> str:
     return "\n".join([*lines, "speed and memory: against the dense form of the same case"])
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, help="write every figure here")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -143,7 +143,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--num-heads", type=int, default=4)
     parser.add_argument("--num-kv-heads", type=int, default=2)
     parser.add_argument("--head-dim", type=int, default=64)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def main() -> None:
