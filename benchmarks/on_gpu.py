@@ -54,6 +54,11 @@ PARTS = {
         _script("attention", "--cases", "64x4", "--repeats", "1", "--json", "{out}/attention.json"),
         weight=1,
     ),
+    "target_features": Part(
+        _script("target_features", "--device", "cuda", "--shape", "gpt_oss_20b", "--layers", "8", "--out", "{out}"),
+        _script("target_features", "--lengths", "32", "--repeats", "1", "--out", "{out}"),
+        weight=1,
+    ),
     "training_step": Part(
         _script("training_step", "--device", "cuda", "--shape", "gpt_oss_20b", "--repeats", "3", "--out", "{out}"),
         _script(
