@@ -13,6 +13,7 @@ from rich.console import Console
 from dflash.allocator import keep_freed_memory
 from dflash.assemble.parts import build_parts, members, ready_device
 from dflash.assemble.run import Phases
+from dflash.assemble.stopping import stops_are_told
 from dflash.assemble.train import loggers_of
 from dflash.compose import Run, write_config
 from dflash.data.corpus import SourceFile, read_corpus
@@ -76,7 +77,7 @@ def pretrain(
     )
     other_weights = read_weights(module, others)  # what is wrong with them is told before training
     trainer = _trainer(settings, parts, run.folder)
-    with phases("train"):
+    with phases("train"), stops_are_told(run.folder / "checkpoints"):
         fit(trainer, module, data, resume=resume)
         trainer.save_checkpoint(run.folder / "checkpoints" / "last.ckpt")
     if other_weights:

@@ -14,6 +14,7 @@ from dflash.assemble.measuring import describe_draft, describe_target, measure_a
 from dflash.assemble.parts import build_parts, members, members_of, ready_device
 from dflash.assemble.plan import plan_run
 from dflash.assemble.run import Phases, bar, origin, point_latest
+from dflash.assemble.stopping import stops_are_told
 from dflash.assemble.used import announce_used
 from dflash.compose import Run, resolve_checkpoint, write_config
 from dflash.data.modules import DistillationDataModule
@@ -30,7 +31,6 @@ from dflash.training.callbacks import AcceptanceEval
 from dflash.training.checkpoint import find_checkpoint, load_draft, make_contract
 from dflash.training.fitting import Callback, begin, fit, make_trainer, open_loggers, resume_from
 from dflash.training.module import DistillationModule
-from dflash.training.preemption import Preempted
 
 TRAINED, UNTRAINED = "trained draft", "untrained draft"
 
@@ -101,10 +101,8 @@ def distil(settings: dict, run: Run) -> float | None:
 def _fit(trainer, module, data, *, resume: Path | None, outputs: str, folder: Path) -> None:
     """Train; whatever happens, the checkpoints written so far are those of the newest run."""
     try:
-        fit(trainer, module, data, resume=resume)
-    except Preempted as stopped:
-        Console().print(f"SIGTERM: {stopped}", soft_wrap=True)
-        raise
+        with stops_are_told(folder / "checkpoints"):
+            fit(trainer, module, data, resume=resume)
     finally:
         if trainer.is_global_zero and any((folder / "checkpoints").glob("*.ckpt")):
             point_latest(outputs, folder)

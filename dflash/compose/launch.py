@@ -62,6 +62,11 @@ def launch(main: Callable[[], Any], *, config_name: str) -> int:
             error = listed
         sys.stderr.write(f"{error}\n" if not isinstance(error, HydraException) else f"{first_line(error)}\n")
         return 1
+    except KeyboardInterrupt:
+        if _wants_trace():
+            raise
+        sys.stderr.write("interrupted; what was written so far is kept\n")
+        return 130
     except RuntimeError as error:
         if not str(error).startswith("Unknown plugin class"):  # Hydra's words for a launcher that is not installed
             raise

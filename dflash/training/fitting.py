@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from dflash.training.checkpoint import last_checkpoint
-from dflash.training.preemption import leave_if_preempted
+from dflash.training.preemption import Interrupted, leave_if_preempted
 
 Callback = L.Callback
 
@@ -84,9 +84,14 @@ def make_trainer(
 def fit(trainer: L.Trainer, module: L.LightningModule, data: L.LightningDataModule, *, resume: Path | None) -> None:
     """Fit, from the start or from a checkpoint, whose contents are data and never code.
 
-    Raises Preempted, which ends the process, if a SIGTERM has ended the fit early.
+    Raises Preempted or Interrupted, which end the process, if a SIGTERM or Ctrl-C has ended the fit early.
     """
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit as end:  # so Lightning ends a fit that Ctrl-C has stopped
+        if trainer.interrupted:
+            raise Interrupted(trainer.global_step, trainer.max_steps) from end
+        raise
     leave_if_preempted(trainer)
 
 

@@ -1,4 +1,4 @@
-"""Preemption: a machine that is taken away says so by SIGTERM, and the run stops at the next border of steps."""
+"""Runs that are stopped early: by SIGTERM, as of a machine taken away, at a border of steps; by Ctrl-C at once."""
 
 from __future__ import annotations
 
@@ -8,18 +8,34 @@ import threading
 import lightning as L
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run it again (here with resume=auto)
+INTERRUPTED_CODE = 130  # what shells give for a program that Ctrl-C ended
 
 
-class Preempted(SystemExit):
-    """The run was stopped at ``step`` of ``steps``; unhandled, it ends the process with ``EXIT_CODE``."""
+class Stopped(SystemExit):
+    """The run was stopped at ``step`` of ``steps``; unhandled, it ends the process with ``exit_code``."""
+
+    exit_code = EXIT_CODE
 
     def __init__(self, step: int, steps: int):
-        super().__init__(EXIT_CODE)
+        super().__init__(self.exit_code)
         self.step = step
         self.steps = steps
 
+
+class Preempted(Stopped):
+    """By SIGTERM, and saved."""
+
     def __str__(self) -> str:
-        return f"saved at step {self.step} of {self.steps}; the same command with resume=auto goes on"
+        return f"SIGTERM: saved at step {self.step} of {self.steps}"
+
+
+class Interrupted(Stopped):
+    """By Ctrl-C, in the middle of a step or not: its newest checkpoint may be of an earlier one."""
+
+    exit_code = INTERRUPTED_CODE
+
+    def __str__(self) -> str:
+        return f"interrupted in step {self.step + 1} of {self.steps}"
 
 
 class Preemption(L.Callback):

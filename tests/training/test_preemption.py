@@ -7,15 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
 
+from dflash.assemble.stopping import stops_are_told
 from dflash.compose.keys import CONF
 from dflash.training.checkpoint import read_checkpoint
-from dflash.training.preemption import EXIT_CODE, Preemption
+from dflash.training.fitting import fit, make_trainer
+from dflash.training.preemption import EXIT_CODE, Interrupted, Preemption
 from dflash.training.saving import Checkpoints
 from tests.training.conftest import make_setup, weights
 
@@ -60,6 +63,35 @@ def test_a_signal_in_the_last_step_changes_nothing(tmp_path):
     preemption = Preemption()
     train(tmp_path, _TakeAway(14), preemption)
     assert preemption.stopped_at is None
+
+
+class _CtrlC(L.Callback):
+    """Interrupts behind micro-batch ``at``."""
+
+    def __init__(self, at: int):
+        self.at = at
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if batch[0] == self.at:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("at", "saved"), [(5, True), (6, False)], ids=["at a border", "within a step"])
+def test_ctrl_c_says_where_it_stopped_and_how_to_go_on(tmp_path, capsys, at, saved):
+    """Three micro-batches are a step; within one, the last border's file is kept, and here none was written."""
+    before, setup = signal.getsignal(signal.SIGINT), make_setup(accumulate=3, batch_size=2)
+    trainer = make_trainer(
+        partial(L.Trainer, accelerator="cpu"), steps=5, loggers=[], folder=tmp_path,
+        callbacks=[Checkpoints(folder=tmp_path, every=100), _CtrlC(at)],
+    )  # fmt: skip
+    with pytest.raises(Interrupted) as caught, stops_are_told(tmp_path):
+        fit(trainer, setup.module, setup.data, resume=None)
+    signal.signal(signal.SIGINT, before)  # Lightning, about to end the process, lets no second one through
+    assert caught.value.code == 130 and (tmp_path / "last.ckpt").exists() == saved
+    rest = "the same command with resume=auto goes on from the newest checkpoint" if saved else "nothing was saved"
+    assert capsys.readouterr().out.endswith(f"interrupted in step 3 of 5; {rest}\n")
+    if saved:
+        assert read_checkpoint(tmp_path / "last.ckpt")["global_step"] == 2
 
 
 @pytest.mark.slow
