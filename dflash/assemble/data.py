@@ -19,7 +19,7 @@ from dflash.data.regenerate import regenerate
 from dflash.data.regeneration.folder import responses_folder
 from dflash.data.rows import BadLines, convert, file_rows, hub_rows
 from dflash.data.shapes import Plain, Shape
-from dflash.data.sources import corpus_documents, file_documents, hub_documents, row_to_document
+from dflash.data.sources import check_fields, corpus_documents, file_documents, hub_documents, row_to_document
 from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.decode.sampling import Sampling
 from dflash.target.load import LoadedTarget
@@ -48,6 +48,10 @@ class DataRecipe:
     buffer_rows: int = 256
     lanes: int = 1
     bad_lines: BadLines = field(default_factory=BadLines, init=False, repr=False)
+
+    def peek(self) -> None:
+        """Look at a first row, where there are rows, before anything is loaded. Raises ValueError if it holds no text,
+        or if there are none to be had."""
 
     def open(self, loaded: LoadedTarget | Reading, progress: Progress) -> Open:
         """What opens the documents; any dear work is done here, with ``progress(done, total)``."""
@@ -163,6 +167,10 @@ class FileData(RowData):
     columns: Mapping[str, str] | None = None
     shape: Shape = field(default_factory=Plain)
 
+    def peek(self) -> None:
+        reading = {name: getattr(self, name) for name in ("on_bad", "columns", "shape")}
+        next(convert(self._raw_rows(), lambda origin, row: check_fields(row), **reading), None)
+
     def open(self, loaded: LoadedTarget | Reading, progress: Progress) -> Open:
         return partial(file_documents, self._folder(loaded), loaded.tokenizer, **self._reading())
 
@@ -174,6 +182,9 @@ class FileData(RowData):
 
     def _rows(self, reading: Reading) -> Iterator[tuple[str, Any]]:
         return file_rows(self._folder(reading))
+
+    def _raw_rows(self) -> Iterator[tuple[str, Any]]:
+        return file_rows(self.path)
 
     def _folder(self, reading: LoadedTarget | Reading) -> Path:
         return responses_folder(self.path, tokenizer_sha256=reading.tokenizer_fingerprint())
@@ -196,6 +207,9 @@ class HubData(FileData):
         return partial(hub_documents, self.path, loaded.tokenizer, **self._where(), **self._reading())
 
     def _rows(self, reading: Reading) -> Iterator[tuple[str, Any]]:
+        return self._raw_rows()
+
+    def _raw_rows(self) -> Iterator[tuple[str, Any]]:
         return hub_rows(self.path, **self._where())
 
     def _where(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from dflash.allocator import keep_freed_memory
 from dflash.assemble.measuring import describe_draft, describe_target, measure_all, new_draft
 from dflash.assemble.parts import build_parts, members, members_of, ready_device
 from dflash.assemble.run import Phases, origin
@@ -20,8 +19,6 @@ def evaluate(settings: dict, run: Run) -> float:
     parts = build_parts(settings, kinds | members(settings, "baselines", Proposer))
     ready_device(settings["device"])
     source = find_source(resolve_checkpoint(settings["checkpoint"], settings["paths"]["outputs"]))
-    if settings["device"] == "cpu":
-        keep_freed_memory()
     write_config(settings, run.folder / "config.yaml")
     console, phases = Console(), Phases()
     with phases("load"):

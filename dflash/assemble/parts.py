@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dflash.allocator import keep_freed_memory
 from dflash.check import select
 from dflash.compose import build, raise_findings
 
@@ -39,8 +40,10 @@ def members_of(parts: Mapping[str, Any], group: str) -> list[Any]:
 
 
 def ready_device(device: str) -> None:
-    """Make this process's GPU the current one. Raises ValueError where ``device`` is cuda and there is none."""
+    """Make this process's GPU the current one; on a CPU, keep freed memory. Raises ValueError where ``device`` is cuda
+    and there is none."""
     if device != "cuda":
+        keep_freed_memory()
         return
     if not torch.cuda.is_available():
         raise ValueError("device=cuda: no CUDA GPU is visible here; use a machine that has one, or trainer=cpu")

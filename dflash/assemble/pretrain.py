@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 from rich.console import Console
 
-from dflash.allocator import keep_freed_memory
 from dflash.assemble.parts import build_parts, members, ready_device
 from dflash.assemble.run import Phases
 from dflash.assemble.stopping import stops_are_told
@@ -55,7 +54,6 @@ def pretrain(
     parts = build_parts(settings, kinds | {"callbacks.progress": Callback} | members(settings, "logger"))
     ready_device(settings["device"])
     if settings["device"] == "cpu":
-        keep_freed_memory()
         torch.set_flush_denormal(True)  # averages of gradients of rare tokens fade into numbers that cost a trap each
     resume = resume_from(settings["resume"], outputs=settings["paths"]["outputs"], name=settings["name"])
     write_config(settings, run.folder / "config.yaml")

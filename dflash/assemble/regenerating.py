@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dflash.allocator import keep_freed_memory
 from dflash.assemble.data import DataRecipe
 from dflash.assemble.parts import build_parts, ready_device
 from dflash.compose import read_settings
@@ -34,8 +33,6 @@ def regenerate(overrides: Sequence[str], console: Console) -> bool:
     names = ("temperature", "seed", "top_k", "top_p", "min_p")
     sampling = Sampling(**{name: settings[name] for name in names})
     ready_device(settings["device"])
-    if settings["device"] == "cpu":
-        keep_freed_memory()
     recipe: DataRecipe = parts["data"]
     reading = reading_of(settings["target"], parts["target"])
     prompts = recipe.questions(reading, max_tokens=settings["max_prompt_tokens"], count=settings["count"])

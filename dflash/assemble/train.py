@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.console import Console
 
-from dflash.allocator import keep_freed_memory
 from dflash.assemble.data import DataRecipe
 from dflash.assemble.features import prepare_features
 from dflash.assemble.measuring import describe_draft, describe_target, measure_all, new_draft
@@ -28,7 +27,7 @@ from dflash.objective.objective import Objective
 from dflash.target.load import LoadedTarget
 from dflash.target.target import Target
 from dflash.training.callbacks import AcceptanceEval
-from dflash.training.checkpoint import find_checkpoint, load_draft, make_contract
+from dflash.training.checkpoint import check_checkpoint, find_checkpoint, load_draft, make_contract
 from dflash.training.fitting import Callback, begin, fit, make_trainer, open_loggers, resume_from
 from dflash.training.module import DistillationModule
 
@@ -43,25 +42,23 @@ def distil(settings: dict, run: Run) -> float | None:
     ready_device(settings["device"])
     outputs = settings["paths"]["outputs"]
     resume = resume_from(settings["resume"], outputs=outputs, name=settings["name"])
-    if settings["device"] == "cpu":
-        keep_freed_memory()
     write_config(settings, run.folder / "config.yaml")
     console, phases = Console(), Phases()
     begin(settings["seed"])
+    parts["data"].peek()
     with phases("load target"):
         loaded: LoadedTarget = parts["target"]()
     prompts, validation = (parts[name](tokenizer=loaded.tokenizer) for name in ("prompts", "validation"))
     module = make_module(settings, parts, loaded)
+    if resume is not None:
+        check_checkpoint(resume, module.contract)
+    loggers = open_loggers(loggers_of(parts), config=settings, folder=run.folder)
     with phases("prepare data"):
         data = make_data(settings, parts["data"], loaded, console)
         prepare_features(module, data, console)
     callbacks = make_callbacks(parts, loaded, validation, run.folder)
     trainer = make_trainer(
-        parts["trainer"],
-        steps=settings["steps"],
-        callbacks=callbacks,
-        loggers=open_loggers(loggers_of(parts), config=settings, folder=run.folder),
-        folder=run.folder,
+        parts["trainer"], steps=settings["steps"], callbacks=callbacks, loggers=loggers, folder=run.folder
     )
     used = announce_used(settings, loaded, module, trainer, console)
     with phases("train"):

@@ -67,6 +67,11 @@ def launch(main: Callable[[], Any], *, config_name: str) -> int:
             raise
         sys.stderr.write("interrupted; what was written so far is kept\n")
         return 130
+    except OSError as error:  # a folder that cannot be written, a disk that is full
+        if _wants_trace():
+            raise
+        sys.stderr.write(f"{error}; what was written so far is kept\n")
+        return 1
     except RuntimeError as error:
         if not str(error).startswith("Unknown plugin class"):  # Hydra's words for a launcher that is not installed
             raise

@@ -87,19 +87,24 @@ def row_to_document(
     check_options(options)  # a wrong option is the user's mistake, not that of every row
 
     def to_document(origin: str, row: dict) -> Document:
+        check_fields(row)
         if "response_ids" in row:
             document = _response_document(row, origin)
         elif "messages" in row:
             document = _chat_document(tokenizer, row, options, origin)
-        elif "text" in row:
-            document = text_document(tokenizer, text_of(row, "text"), origin=origin)
         else:
-            raise BadRow("no text", f"neither 'text' nor 'messages' among the fields {sorted(row)}")
+            document = text_document(tokenizer, text_of(row, "text"), origin=origin)
         if max_tokens is not None and len(document) > max_tokens:
             raise BadRow("over-long", f"{len(document)} tokens, the limit is data.max_tokens={max_tokens}")
         return document
 
     return to_document
+
+
+def check_fields(row: dict) -> None:
+    """BadRow unless a document can be made of the row's fields."""
+    if not {"response_ids", "messages", "text"} & row.keys():
+        raise BadRow("no text", f"neither 'text' nor 'messages' among the fields {sorted(row)}")
 
 
 def response_document(prompt_ids: Sequence[int], response_ids: Sequence[int], *, origin: str = "") -> Document:

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from dflash.allocator import keep_freed_memory
 from dflash.assemble.parts import build_parts, ready_device
 from dflash.compose import Run, build, read_settings
 from dflash.draft.draft import Draft
@@ -43,7 +42,6 @@ def run_study(study: Study, results: Results, console: Console, *, drafts: Path,
 
     Raises ValueError for whatever is wrong with an arm, before anything is trained.
     """
-    keep_freed_memory()
     prepare(study, console)
     plan = make_plan(study, results, console)
     many = f"{len(study.arms)} arms x {len(study.seeds)} seeds"

@@ -77,10 +77,16 @@ def read_checkpoint(path: str | Path) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # behind that torch advises to run code from the file
+        raise ValueError(f"checkpoint {path} cannot be read: {reason}; it is damaged, or none of train.py's") from error
     if not isinstance(state, dict) or CONTRACT_KEY not in state:
         raise ValueError(f"checkpoint {path} carries no contract; it was not written by train.py of this project")
     return state
+
+
+def check_checkpoint(path: str | Path, contract: dict) -> None:
+    """Raises ValueError unless a run with this contract can be resumed from the checkpoint."""
+    check_contract(read_checkpoint(path)[CONTRACT_KEY], contract, what="the checkpoint to resume from")
 
 
 def draft_weights(state: dict) -> dict[str, Tensor]:

@@ -44,13 +44,24 @@ def begin(seed: int) -> None:
 def open_loggers(factories: Iterable[Callable[..., Logger]], *, config: Mapping, folder: Path) -> list[Logger]:
     """Loggers that write below ``folder``.
 
-    W&B locks the keys of a sweep, so the whole configuration goes there under one key of its own.
+    W&B locks the keys of a sweep, so the whole configuration goes there under one key of its own. Raises ValueError if
+    W&B lets no run begin.
     """
     made = [factory(save_dir=folder) for factory in factories]
     for logger in made:
         if isinstance(logger, WandbLogger):
-            logger.experiment.config.update({"config": dict(config)}, allow_val_change=True)
+            _experiment(logger).config.update({"config": dict(config)}, allow_val_change=True)
     return made
+
+
+def _experiment(logger: WandbLogger):
+    from wandb.errors import Error  # a second to import; only those who log there pay it
+
+    try:
+        return logger.experiment
+    except Error as error:
+        reason = str(error).rstrip(".")
+        raise ValueError(f"logger=wandb: {reason}; or set logger.wandb.mode=offline, and sync later") from error
 
 
 def make_trainer(

@@ -140,3 +140,9 @@ def test_cfg_job_answers_within_three_seconds_of_processor_time(script):
 def test_composing_and_checking_import_nothing_heavy(script):
     code = "import sys, dflash.compose; print([m for m in ('torch', 'lightning', 'transformers') if m in sys.modules])"
     assert script("-c", code).stdout.strip() == "[]"
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(script):
+    done = script("train.py", "target=random_llama", "paths.outputs=/dev/null/outputs")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("[Errno 20] Not a directory: '/dev/null/outputs/")

@@ -55,3 +55,14 @@ def test_wandb_offline_holds_them_too_and_the_configuration_under_one_key(run):
     for name in EXPECTED:
         assert name.encode() in content
     assert b"swept" in content and b"3.25" in content
+
+
+def test_no_account_is_one_sentence(tmp_path, monkeypatch):
+    from wandb.errors import UsageError
+
+    def no_account(self):
+        raise UsageError("No API key configured. Use `wandb login` to log in.")
+
+    monkeypatch.setattr(WandbLogger, "experiment", property(no_account))
+    with pytest.raises(ValueError, match=r"^logger=wandb: No API key .* to log in; or set logger.wandb.mode=offline"):
+        open_loggers([lambda save_dir: WandbLogger(save_dir=save_dir)], config={}, folder=tmp_path)

@@ -120,5 +120,5 @@ def test_what_is_no_checkpoint_is_refused_with_a_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"neither a checkpoint file nor a run folder"):
         find_checkpoint(tmp_path / "nowhere")
     (tmp_path / "broken.ckpt").write_bytes(b"no checkpoint")
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(ValueError, match=r"cannot be read: .*; it is damaged, or none of train.py's$"):
         read_checkpoint(tmp_path / "broken.ckpt")
