@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+WORKERS ?= 2
 
 PY := .venv/bin/python
 STAMP := .venv/.installed
@@ -11,14 +12,15 @@ TOO_OLD := Python 3.11 or newer is needed, and $(PYTHON) is not: name another on
 .PHONY: help train test lint install
 
 help: ## this list
-	@echo 'usage: make TARGET [ARGS="..."] [PYTHON=python3.12]'
+	@echo 'usage: make TARGET [ARGS="..."] [PYTHON=python3.12] [WORKERS=2]'
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
 
 train: $(STAMP) ## distil a draft and measure it: python train.py ARGS, e.g. ARGS="draft=depth8 seed=1"
 	@$(PY) train.py $(ARGS)
 
-test: $(STAMP) ## run the tests: pytest ARGS, e.g. ARGS="-k decode"
-	@$(PY) -m pytest $(ARGS)
+# A worker takes whole files, so that what the tests of one share is made once; each computes with one thread.
+test: $(STAMP) ## run the tests: pytest ARGS, e.g. ARGS="-k decode", in WORKERS processes (2)
+	@$(PY) -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(STAMP) ## ruff's checks and its formatting, changing nothing
 	@$(PY) -m ruff check .

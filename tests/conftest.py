@@ -16,10 +16,13 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Models of tests are so small that threads only wait for each other, the longer the busier the machine."""
+    """Models of tests are so small that threads only wait for each other, the longer the busier the machine. The same
+    holds for scripts that tests start."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
     torch.set_num_threads(before)
 
 

@@ -36,7 +36,7 @@ def needs() -> dict[str, list[str]]:
     return NEEDS
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def place(tmp_path_factory) -> Iterator[Path]:
     """A working directory as checks see the repository: of the embedded target and of the second one that studies
     train, config.json without weights."""
@@ -51,14 +51,14 @@ def place(tmp_path_factory) -> Iterator[Path]:
     os.chdir(before)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def hydra_ready() -> Iterator[None]:
     register()
     with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def settings(hydra_ready) -> Callable[..., dict]:
     """Checked plain settings of train.py with these overrides and those that they need."""
 
@@ -69,7 +69,7 @@ def settings(hydra_ready) -> Callable[..., dict]:
     return run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def run_folder(settings, tmp_path_factory) -> str:
     """A run folder with a configuration and an (unreadable) checkpoint."""
     path = tmp_path_factory.mktemp("run")
@@ -79,7 +79,7 @@ def run_folder(settings, tmp_path_factory) -> str:
     return str(path)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def evaluation(hydra_ready, run_folder) -> Callable[..., dict]:
     """Checked plain settings of evaluate.py."""
 

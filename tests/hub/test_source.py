@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +9,6 @@ from types import SimpleNamespace
 import hydra
 import pytest
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from spoil import SHAPE, edit_config, make_bundle
 from toys import random_prompts, tiny_draft, tiny_target
 
@@ -94,8 +92,7 @@ def settings(tmp_path):
 
     def run(folder: Path, *overrides: str) -> dict:
         every = [f"checkpoint={folder}", f"prompts.path={tmp_path / 'prompts.jsonl'}", *overrides]
-        ready = GlobalHydra.instance().is_initialized()  # by tests/conf, for the whole session
-        with nullcontext() if ready else hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
+        with hydra.initialize_config_dir(version_base="1.3", config_dir=str(CONF)):
             return check(hydra.compose("evaluate", overrides=every), config_name="evaluate", overrides=every)
 
     return run
