@@ -169,7 +169,7 @@ class FileData(RowData):
 
     def peek(self) -> None:
         reading = {name: getattr(self, name) for name in ("on_bad", "columns", "shape")}
-        next(convert(self._raw_rows(), lambda origin, row: check_fields(row), **reading), None)
+        next(convert(self._rows(None), lambda origin, row: check_fields(row), **reading), None)
 
     def open(self, loaded: LoadedTarget | Reading, progress: Progress) -> Open:
         return partial(file_documents, self._folder(loaded), loaded.tokenizer, **self._reading())
@@ -180,14 +180,12 @@ class FileData(RowData):
         del how["max_tokens"]  # that of documents
         return islice(convert(self._rows(reading), to_prompt, **how), count)
 
-    def _rows(self, reading: Reading) -> Iterator[tuple[str, Any]]:
+    def _rows(self, reading: Reading | None) -> Iterator[tuple[str, Any]]:
         return file_rows(self._folder(reading))
 
-    def _raw_rows(self) -> Iterator[tuple[str, Any]]:
-        return file_rows(self.path)
-
-    def _folder(self, reading: LoadedTarget | Reading) -> Path:
-        return responses_folder(self.path, tokenizer_sha256=reading.tokenizer_fingerprint())
+    def _folder(self, reading: LoadedTarget | Reading | None) -> Path:
+        tokenizer_sha256 = None if reading is None else reading.tokenizer_fingerprint()
+        return responses_folder(self.path, tokenizer_sha256=tokenizer_sha256)
 
     def _reading(self) -> dict[str, Any]:
         names = ("max_tokens", "on_bad", "options", "columns", "shape", "bad_lines")
@@ -206,10 +204,7 @@ class HubData(FileData):
     def open(self, loaded: LoadedTarget | Reading, progress: Progress) -> Open:
         return partial(hub_documents, self.path, loaded.tokenizer, **self._where(), **self._reading())
 
-    def _rows(self, reading: Reading) -> Iterator[tuple[str, Any]]:
-        return self._raw_rows()
-
-    def _raw_rows(self) -> Iterator[tuple[str, Any]]:
+    def _rows(self, reading: Reading | None) -> Iterator[tuple[str, Any]]:
         return hub_rows(self.path, **self._where())
 
     def _where(self) -> dict[str, Any]:

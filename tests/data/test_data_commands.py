@@ -58,6 +58,7 @@ def arguments(chats: Path, out: Path, *more: str) -> list[str]:
 
 def documents(loaded, out: Path) -> list:
     recipe = FileData(path=str(out), length=99, batch_size=1)
+    recipe.peek()  # as training does before it loads the target
     return list(recipe.open(loaded, lambda *_: None)())
 
 

@@ -186,16 +186,17 @@ def read_manifest(path: str | Path) -> dict:
     raise ValueError(f"{path}: is no folder of regenerated responses (no manifest.json of '{FORMAT}')")
 
 
-def responses_folder(path: str | Path, *, tokenizer_sha256: str) -> Path:
+def responses_folder(path: str | Path, *, tokenizer_sha256: str | None) -> Path:
     """Where the rows of a data set lie: ``path`` itself, or the shards in it, if it was made by a regeneration.
 
-    Raises ValueError if that has not come to its end, or if its token ids are of another tokenizer.
+    tokenizer_sha256: of the target's, None where it is not known yet. Raises ValueError if the regeneration has not
+    come to its end, or if its token ids are of another tokenizer.
     """
     path = Path(path)
     if not (path / "manifest.json").is_file():
         return path
     made_with = read_manifest(path)["identity"].get("tokenizer_sha256")
-    if made_with != tokenizer_sha256:
+    if tokenizer_sha256 is not None and made_with != tokenizer_sha256:
         raise ValueError(
             f"data.path={path}: its responses are token ids of another tokenizer or chat template than the target's; "
             "choose the target that wrote them, or regenerate with this one"
