@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from dflash.compose.keys import CONF
 from dflash.data.documents import Document
 from dflash.data.modules import DistillationDataModule
 from dflash.draft.draft import Draft
@@ -31,10 +32,12 @@ from dflash.training.optim import adamw, cosine
 from dflash.training.saving import Checkpoints
 from tests.toys import TAPS, tiny_target
 
+PROMPTS = CONF.parent / "assets" / "prompts" / "held_out.jsonl"  # a file that no edit of a test changes
+
 
 def text_documents(count: int = 40, *, vocab_size: int = 64, seed: int = 0) -> list[Document]:
-    """Real text, coarsely: bytes of this file's folder, folded into the small vocabulary."""
-    text = b"".join(p.read_bytes() for p in sorted(Path(__file__).parent.glob("*.py"))) * 4
+    """Real text, coarsely: bytes of the held-out prompts, folded into the small vocabulary."""
+    text = PROMPTS.read_bytes()
     rng = np.random.default_rng(seed)
     found = []
     for i in range(count):
