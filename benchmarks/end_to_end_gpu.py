@@ -205,9 +205,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     plan, console = SMALL if options.small else FULL, wide_console()
     try:
-        require_device(plan.device)
+        require_device(plan.device, otherwise="--small")
     except ValueError as error:
-        sys.stderr.write(f"{str(error).partition(';')[0]}; use a machine that has one, or --small\n")
+        sys.stderr.write(f"{error}\n")
         return 1
     work = options.out / "work"
     shutil.rmtree(work, ignore_errors=True)  # an earlier run's responses and checkpoints are not this one's

@@ -112,10 +112,10 @@ def on_device(device: str, function: Callable, *arguments):
     return apart(function, *arguments) if device == "cpu" else function(*arguments)
 
 
-def require_device(device: str) -> None:
-    """Raises ValueError where ``device`` is cuda and there is none."""
+def require_device(device: str, *, otherwise: str = "--device cpu") -> None:
+    """Raises ValueError where ``device`` is cuda and there is none. otherwise: the script's way without."""
     if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: no CUDA GPU is visible here; use a machine that has one, or --device cpu")
+        raise ValueError(f"--device cuda: no CUDA GPU is visible here; use a machine that has one, or {otherwise}")
 
 
 def canvas(title: str, *, width: float = 8.0, height: float = 4.5, columns: int = 1):

@@ -153,9 +153,9 @@ def main(arguments: list[str] | None = None) -> int:
     options, console = parse(arguments), wide_console()
     device = "cpu" if options.small else "cuda"
     try:
-        require_device(device)
+        require_device(device, otherwise="--small")
     except ValueError as error:
-        sys.stderr.write(f"{str(error).partition(';')[0]}; use a machine that has one, or --small\n")
+        sys.stderr.write(f"{error}\n")
         return 1
     folder = options.out.resolve()
     outcomes = run(options.parts, minutes=options.minutes, small=options.small, folder=folder, console=console)

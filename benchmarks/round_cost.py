@@ -18,11 +18,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from instruments import canvas, keep, machine, require_device, wide_console
+from instruments import canvas, keep, machine, wide_console
 from rich.console import Console
 from rich.table import Table
-from round_parts import SHAPES, Round, build_target
+from round_parts import SHAPES, Round, requested_target, target_parser
 
 TAUS = (2, 3, 4, 5)
 
@@ -90,10 +89,7 @@ def picture(result: dict[str, Any]):
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--shape", choices=SHAPES, default="small", help="(%(default)s)")
-    parser.add_argument("--layers", type=int, help="of the target, an even number; default: all")
+    parser = target_parser(__doc__.split("\n")[0])
     parser.add_argument("--blocks", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="K (%(default)s)")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="(%(default)s)")
     parser.add_argument("--context", type=int, default=512, help="tokens before the round (%(default)s)")
@@ -106,9 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     options, console = parse(arguments), wide_console()
     shape = SHAPES[options.shape]
     try:
-        require_device(options.device)
-        dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
-        target = build_target(shape, layers=options.layers, device=options.device, dtype=dtype)
+        target = requested_target(options)
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -120,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
         "layers": shape.num_layers,
         "layers_built": target.dims.num_layers,
         "context": options.context,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(target.dtype).removeprefix("torch."),
         "target_parameters_built": target.num_parameters,
         "draft_parameters": parts.proposer.num_parameters,
         "rows": rows,

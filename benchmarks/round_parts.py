@@ -1,12 +1,13 @@
-"""The parts of a round that ``round_cost.py`` times: a target and a draft of a given shape with random weights."""
+"""A target and a draft of a given shape with random weights, as this folder's scripts time them."""
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from instruments import median_seconds
+from instruments import median_seconds, require_device
 
 from dflash.draft.draft import Draft
 from dflash.draft.layout import full_layout
@@ -61,6 +62,22 @@ def build_target(shape: Shape, *, layers: int | None, device: str, dtype: torch.
     model.set_attn_implementation(FUSED)
     model.set_experts_implementation("grouped_mm")
     return Target(model.to(device, dtype), name="random weights")
+
+
+def target_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of the arguments that ``requested_target`` reads."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="(%(default)s)")
+    parser.add_argument("--layers", type=int, help="of the target, an even number; default: all")
+    return parser
+
+
+def requested_target(options: argparse.Namespace) -> Target:
+    """Of the shape and on the device asked for, in bf16 on a GPU. Raises ValueError for what cannot be had."""
+    require_device(options.device)
+    dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
+    return build_target(SHAPES[options.shape], layers=options.layers, device=options.device, dtype=dtype)
 
 
 class Round:

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from instruments import PeakMemory, canvas, keep, machine, require_device, seconds_of, wide_console
+from instruments import PeakMemory, canvas, keep, machine, seconds_of, wide_console
 from rich.console import Console
 from rich.table import Table
-from round_parts import SHAPES, build_target
+from round_parts import SHAPES, requested_target, target_parser
 
 from dflash.draft.taps import uniform_taps
 from dflash.target.experts import register_dense
@@ -127,10 +127,7 @@ def picture(result: dict[str, Any]):
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--shape", choices=SHAPES, default="small", help="(%(default)s)")
-    parser.add_argument("--layers", type=int, help="of the target, an even number; default: all")
+    parser = target_parser(__doc__.split("\n")[0])
     parser.add_argument("--lengths", type=int, nargs="+", help="tokens of a row; default: 256 1024, on a GPU 2048 4096")
     parser.add_argument("--documents", type=int, default=4, help="of a row (%(default)s)")
     parser.add_argument("--repeats", type=int, default=5)
@@ -142,9 +139,7 @@ def main(arguments: list[str] | None = None) -> int:
     options, console = parse(arguments), wide_console()
     lengths = options.lengths or ([256, 1024] if options.device == "cpu" else [2048, 4096])
     try:
-        require_device(options.device)
-        dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
-        target = build_target(SHAPES[options.shape], layers=options.layers, device=options.device, dtype=dtype)
+        target = requested_target(options)
     except ValueError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -154,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
         "machine": machine(options.device),
         "shape": options.shape,
         "layers": target.dims.num_layers,
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": str(target.dtype).removeprefix("torch."),
         "documents": options.documents,
         "rows": rows,
     }

@@ -6,7 +6,7 @@ Heavy libraries are not imported here, so that --help, --cfg and a wrong key ans
 from dflash.compose.build import build
 from dflash.compose.checks import check, raise_findings, resolve_checkpoint
 from dflash.compose.job import CombineReports, Run, current_run, write_config
-from dflash.compose.launch import launch, plain_errors, read_settings
+from dflash.compose.launch import examine_settings, launch, plain_errors, read_settings
 from dflash.compose.schema import register
 from dflash.compose.sweep import CheckSweep
 
@@ -17,6 +17,7 @@ __all__ = [
     "build",
     "check",
     "current_run",
+    "examine_settings",
     "launch",
     "plain_errors",
     "raise_findings",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from dflash.compose.checks import check, examine, first_line, kind_of, raise_findings
+from dflash.compose.checks import examine, first_line, kind_of, raise_findings
 from dflash.compose.keys import CONF, is_group, key_of
 from dflash.compose.schema import register
 
@@ -66,7 +67,7 @@ def launch(main: Callable[[], Any], *, config_name: str) -> int:
         if _wants_trace():
             raise
         sys.stderr.write("interrupted; what was written so far is kept\n")
-        return 130
+        return 128 + signal.SIGINT  # as shells do
     except OSError as error:  # a folder that cannot be written, a disk that is full
         if _wants_trace():
             raise
@@ -87,14 +88,23 @@ def read_settings(config_name: str, overrides: Sequence[str]) -> dict:
 
     Raises ValueError that lists every finding.
     """
+    settings, findings = examine_settings(config_name, overrides)
+    raise_findings(findings)
+    return settings
+
+
+def examine_settings(config_name: str, overrides: Sequence[str]) -> tuple[dict, list[str]]:
+    """(plain settings with these overrides, what is wrong with them)."""
     register()
     with _ready():
         try:
             config = hydra.compose(config_name, overrides=list(overrides))
         except (HydraException, OmegaConfBaseException):
-            raise_findings(composition_findings(config_name, overrides))
-            raise
-        return check(config, config_name=config_name, overrides=overrides)
+            findings = composition_findings(config_name, overrides)
+            if not findings:
+                raise
+            return {}, findings
+        return examine(config, config_name, list(overrides))
 
 
 def _ready():

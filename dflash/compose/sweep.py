@@ -9,15 +9,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import hydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from dflash.compose.checks import examine, raise_findings
-from dflash.compose.launch import composition_findings
+from dflash.compose.checks import raise_findings
+from dflash.compose.launch import examine_settings
 
 
 class CheckSweep(Callback):
@@ -40,22 +37,13 @@ class CheckSweep(Callback):
 
 
 def findings_of_jobs(config_name: str, arguments: Sequence[str]) -> list[str]:
-    """What is wrong with the jobs that these arguments of a sweep spell out, and with which of them; Hydra must be
-    running."""
+    """What is wrong with the jobs that these arguments of a sweep spell out, and with which of them."""
     jobs = jobs_of(arguments)
     found: dict[str, list[int]] = {}
     for number, overrides in enumerate(jobs):
-        for line in dict.fromkeys(_findings(config_name, overrides)):
+        for line in dict.fromkeys(examine_settings(config_name, overrides)[1]):
             found.setdefault(line, []).append(number)
     return [f"{line} ({_which(numbers, len(jobs))})" for line, numbers in found.items()]
-
-
-def _findings(config_name: str, overrides: list[str]) -> list[str]:
-    try:
-        config = hydra.compose(config_name, overrides=overrides)
-    except (HydraException, OmegaConfBaseException):
-        return composition_findings(config_name, overrides)
-    return examine(config, config_name, overrides)[1]
 
 
 def _which(numbers: list[int], count: int) -> str:

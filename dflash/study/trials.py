@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dflash.compose import raise_findings, read_settings
+from dflash.compose import examine_settings, raise_findings
 from dflash.study.definition import Arm, Study
 
 # What training does not read: what is measured afterwards, where things are written, and when.
@@ -66,12 +66,10 @@ def make_trials(study: Study) -> list[Trial]:
     trials, findings = [], []
     for seed in study.seeds:
         for arm in study.arms:
-            try:
-                given = [*arm.overrides, f"seed={seed}", f"name=study_{study.name}"]
-                trials.append(Trial(arm, seed, read_settings("train", given)))
-            except ValueError as error:
-                lines = [line.removeprefix("  * ") for line in str(error).splitlines()]
-                findings += [f"arm {arm.name}: {line}" for line in (lines[1:] or lines)]
+            given = [*arm.overrides, f"seed={seed}", f"name=study_{study.name}"]
+            settings, found = examine_settings("train", given)
+            findings += [f"arm {arm.name}: {line}" for line in found]
+            trials.append(Trial(arm, seed, settings))
     raise_findings(findings)
     return trials
 

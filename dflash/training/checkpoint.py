@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import torch
@@ -73,9 +74,10 @@ def last_checkpoint(path: str | Path) -> Path:
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """A checkpoint's contents, loaded without running any code in it. Raises ValueError if it is none of ours."""
+    """A checkpoint's contents, loaded without running any code in it; weights stay on disk until they are used. Raises
+    ValueError if it is none of ours."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
         reason = str(error).partition("\n")[0].partition(". ")[0]  # behind that torch advises to run code from the file
         raise ValueError(f"checkpoint {path} cannot be read: {reason}; it is damaged, or none of train.py's") from error

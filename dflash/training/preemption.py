@@ -8,7 +8,7 @@ import threading
 import lightning as L
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, run it again (here with resume=auto)
-INTERRUPTED_CODE = 130  # what shells give for a program that Ctrl-C ended
+INTERRUPTED_CODE = 128 + signal.SIGINT  # what shells give for a program that Ctrl-C ended
 
 
 class Stopped(SystemExit):

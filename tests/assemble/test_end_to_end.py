@@ -105,32 +105,24 @@ def test_the_newest_run_goes_on(smoke, compose):
     assert len(report(run.folder)["measurements"]) == 2
 
 
-def test_another_shape_is_refused_with_the_differences(smoke, compose):
+def dear(*_, **__):
+    raise AssertionError("something dear was begun")
+
+
+def test_another_shape_is_refused_with_the_differences_before_the_target_answers(smoke, compose, monkeypatch):
+    monkeypatch.setattr("dflash.assemble.train.make_data", dear)
     settings, run = compose("train", "smoke/3", *smoke[2], f"resume={smoke[1]}", "steps=24", "draft.depth=3")
     with pytest.raises(ValueError, match="depth: checkpoint 1, now 3"):
         distil(settings, run)
 
 
-def test_what_cannot_go_on_is_refused_before_the_target_answers_or_is_loaded(smoke, compose, tmp_path, monkeypatch):
-    def dear(*_, **__):
-        raise AssertionError("something dear was begun")
-
-    monkeypatch.setattr("dflash.assemble.train.make_data", dear)
-    settings, run = compose("train", "smoke/4", *smoke[2], f"resume={smoke[1]}", "steps=24", "draft.depth=3")
-    with pytest.raises(ValueError, match="depth: checkpoint 1, now 3"):
-        distil(settings, run)
-    monkeypatch.setattr("dflash.assemble.train.make_module", dear)
+def test_rows_without_text_are_refused_before_the_target_is_loaded(compose, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "why?"}\n')
-    settings, run = compose("train", "smoke/5", "data=file", f"data.path={rows}")
-    settings["target"] = {"_target_": "tests.assemble.test_end_to_end.dear_target"}
+    settings, run = compose("train", "rows", "data=file", f"data.path={rows}")
+    settings["target"] = {"_target_": f"{__name__}.dear", "_partial_": True}
     with pytest.raises(ValueError, match=r"rows.jsonl:1: no text: .*\['question'\]"):
         distil(settings, run)
-
-
-def dear_target():
-    """A target that must not be loaded."""
-    return lambda: pytest.fail("the target was loaded")
 
 
 def test_evaluation_takes_target_and_draft_from_the_run(smoke, compose):
