@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from instruments import require_device
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
@@ -215,7 +217,7 @@ def picture(result: dict) -> bytes:
     return render(figure)
 
 
-def main() -> None:
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", default="outputs/latest", help="run folder or checkpoint (%(default)s)")
     parser.add_argument("--target", default="assets/tiny_gpt_oss", help="model folder (%(default)s)")
@@ -225,8 +227,27 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="*", default=[128, 512, 2048, 8192])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", default="outputs/benchmarks/decode", help="folder of decode.json (%(default)s)")
-    options = parser.parse_args()
-    console = Console()
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options, console = parse(arguments), Console()
+    try:
+        result = measure(options, console)
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "decode.json").write_text(json.dumps(result, indent=2))
+    (out / "decode.png").write_bytes(picture(result))
+    show(result, console)
+    return 0
+
+
+def measure(options: argparse.Namespace, console: Console) -> dict:
+    """The race, the terms of a round and what long contexts cost; what is kept as JSON."""
+    require_device(options.device, otherwise="--device cpu")
     keep_freed_memory()
     loaded = local_target(path=options.target, attention="fused", experts="dense", device=options.device, replay=True)()
     checkpoint = find_checkpoint(options.checkpoint)
@@ -242,19 +263,14 @@ def main() -> None:
     acceptance = sum(sum(t.lengths) for t in traces) / sum(len(t.lengths) for t in traces)
     parts = terms(loaded, draft, max(ids, key=len))
     work = parts["propose"] + parts["extend"]
-    result = {
+    return {
         "prompts": len(ids), "tokens": options.tokens, "threads": torch.get_num_threads(), "torch": torch.__version__,
         "race": raced, "terms": parts, "acceptance": acceptance,
         "limit": acceptance * parts["step"] / (parts["verify"] + work),
         "ideal_limit": acceptance / (1 + work / parts["step"]),
         "lengths": at_lengths(loaded, draft, options.lengths, tokens=64),
     }  # fmt: skip
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "decode.json").write_text(json.dumps(result, indent=2))
-    (out / "decode.png").write_bytes(picture(result))
-    show(result, console)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -31,8 +31,8 @@ TAIL = 40  # lines of a log that are worth reading once it is over
 
 @dataclass(frozen=True)
 class Part:
-    """``command``: behind the interpreter; {out} is the part's folder, {minutes} its time. ``weight``: its share of the
-    time that is left when it starts, against those behind it."""
+    """``command``: behind the interpreter; {out} is the part's folder in {root}, {minutes} its time. ``weight``: its
+    share of the time that is left when it starts, against those behind it."""
 
     command: tuple[str, ...]
     small: tuple[str, ...]
@@ -43,9 +43,10 @@ def _script(name: str, *arguments: str) -> tuple[str, ...]:
     return str(BENCHMARKS / f"{name}.py"), *arguments
 
 
+ON_GPU = ("draft/test_recompute.py", "replay/test_graphs.py", "decode/test_graphed.py")  # have tests that need one
 PARTS = {
     "tests": Part(
-        ("-m", "pytest", "-x", str(ROOT / "tests/draft/test_recompute.py")),
+        ("-m", "pytest", *(str(ROOT / "tests" / path) for path in ON_GPU)),
         ("-m", "pytest", "-x", str(ROOT / "tests/test_argmax.py")),
         weight=1,
     ),
@@ -82,6 +83,19 @@ PARTS = {
         _script("end_to_end_gpu", "--small", "--minutes", "{minutes}", "--out", "{out}"),
         weight=8,
     ),
+    # what end_to_end has made: decoding from CUDA graphs and without, beside transformers' own
+    "decode": Part(
+        _script(
+            "decode", "--device", "cuda", "--target", "{root}/end_to_end/work/target/target", "--checkpoint",
+            "{root}/end_to_end/work/draft", "--repeats", "2", "--lengths", "128", "512", "2048", "--out", "{out}",
+        ),
+        _script(
+            "decode", "--target", "{root}/end_to_end/work/target/target", "--checkpoint",
+            "{root}/end_to_end/work/draft", "--prompts", "2", "--tokens", "8", "--repeats", "1", "--lengths", "16",
+            "--out", "{out}",
+        ),
+        weight=1,
+    ),
 }  # fmt: skip
 
 
@@ -110,7 +124,7 @@ def _run(name: str, *, seconds: float, small: bool, folder: Path, console: Conso
     folder.mkdir(parents=True, exist_ok=True)
     part, log = PARTS[name], folder / "log.txt"
     # A part that keeps its own time is asked to be done a little earlier than it is stopped.
-    filled = {"out": folder, "minutes": f"{0.9 * seconds / 60:.2f}"}
+    filled = {"out": folder, "root": folder.parent, "minutes": f"{0.9 * seconds / 60:.2f}"}
     command = [sys.executable, *(word.format(**filled) for word in (part.small if small else part.command))]
     console.print(f"{name}: at most {seconds:.0f} s", highlight=False)
     started = time.perf_counter()

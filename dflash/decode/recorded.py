@@ -27,7 +27,7 @@ class Recordings:
 
     def __init__(self, draft: Draft, target: Target):
         self.draft, self.target = draft, target
-        self.extend = recorded_extension(draft)
+        self.extend = recorded_extension(draft, target.recorder)
         self.slots = self._replay(self._drafted)
         self.works: dict[Work, Replay] = {}
 
@@ -47,7 +47,12 @@ class Recordings:
         return self.target.logits(hidden_BDH.to(self.target.dtype)), hidden_BDH
 
     def _replay(self, run: Pass) -> Replay:
-        return Replay(run, [self.draft, self.target.backbone.get_input_embeddings(), self.target.lm_head])
+        return Replay(
+            run,
+            [self.draft, self.target.backbone.get_input_embeddings(), self.target.lm_head],
+            recorder=self.target.recorder,
+            num_held=2 * len(self.draft.layers),
+        )
 
 
 @dataclass(frozen=True)

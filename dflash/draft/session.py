@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dflash.replay import Replay
+from dflash.buffers import keep_rows, write_slots
+from dflash.replay import Recorder, Replay, own_zeros
 from dflash.shown import in_steps, shown_slots
 
 if TYPE_CHECKING:
@@ -35,9 +36,13 @@ class DraftSession:
         self.lengths_B = torch.zeros(batch_size, dtype=torch.long, device=weight.device)
         self.shortest = self.longest = 0  # of lengths_B, on the host
         size = (batch_size, self.capacity, shape.num_kv_heads, shape.head_dim)
-        self.buffers = [weight.new_zeros(size) for _ in range(2 * len(draft.layers))]  # keys, values, layer by layer
+        recorder = None if extension is None else extension.recorder
+        zeros = own_zeros if recorder is None else recorder.lend(self)
+        self.buffers = [zeros(weight, size) for _ in range(2 * len(draft.layers))]  # keys, values, layer by layer
         self._windows = [window for window in shape.layout for _ in ("keys", "values")]
-        self._widest = max((window for window in shape.layout if window is not None), default=None)
+        widest = max((window for window in shape.layout if window is not None), default=None)
+        # what sliding layers are shown: all, where recordings are bound to where a buffer begins
+        self._window = widest if recorder is None or recorder.crops else None
         self._shown: tuple[tuple[int, int], list[Tensor]] | None = None
 
     @torch.no_grad()
@@ -71,7 +76,7 @@ class DraftSession:
         if self.longest + num_tokens > self.capacity:
             raise self._capacity_error(num_tokens)
         rounded = self.extension is not None
-        bounds = first, end = shown_slots(self.shortest, self.longest, num_tokens, self._widest, rounded=rounded)
+        bounds = first, end = shown_slots(self.shortest, self.longest, num_tokens, self._window, rounded=rounded)
         if self._shown is None or self._shown[0] != bounds:
             parts = [
                 buffer[:, 0 if window is None else first : end]
@@ -84,7 +89,7 @@ class DraftSession:
         """Keep only these rows of the batch, which hold so many tokens each."""
         self.lengths_B = self.lengths_B[rows]
         self.shortest, self.longest = min(lengths), max(lengths)
-        self.buffers = [buffer[rows] for buffer in self.buffers]
+        self.buffers = [keep_rows(buffer, rows) for buffer in self.buffers]
         self._shown = None
 
     @property
@@ -96,9 +101,13 @@ class DraftSession:
         return ValueError(f"draft session: {self.longest + more} tokens do not fit its capacity of {self.capacity}")
 
 
-def recorded_extension(draft: Draft) -> Replay:
+def recorded_extension(draft: Draft, recorder: Recorder) -> Replay:
     """What ``DraftSession.extend`` does to its buffers, as recordings."""
-    return Replay(lambda taps, slots, *buffers: _extend(draft, taps, slots, buffers), [draft])
+
+    def extend(taps_BQTH: Tensor, slots_BQ: Tensor, *buffers: Tensor) -> tuple[Tensor, ...]:
+        return _extend(draft, taps_BQTH, slots_BQ, buffers)
+
+    return Replay(extend, [draft], recorder=recorder, num_held=2 * len(draft.layers))
 
 
 def _extend(draft: Draft, taps_BQTH: Tensor, slots_BQ: Tensor, buffers: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -108,7 +117,7 @@ def _extend(draft: Draft, taps_BQTH: Tensor, slots_BQ: Tensor, buffers: Sequence
     for layer, context_BQH in zip(draft.layers, contexts, strict=True):
         written += layer.self_attn.context_keys_values(context_BQH, rope)
     for buffer, new in zip(buffers, written, strict=True):
-        _write(buffer, new, slots_BQ)
+        write_slots(buffer, new, slots_BQ, dim=1)
     return tuple(written)
 
 
@@ -160,17 +169,9 @@ def _attend_to(context: tuple[Tensor, Tensor], slots_BK: Tensor, mask: Tensor | 
 
     def attend(query_BKND: Tensor, block: tuple[Tensor, Tensor]) -> Tensor:
         for buffer, new in zip(context, block, strict=True):
-            _write(buffer, new, slots_BK)
+            write_slots(buffer, new, slots_BK, dim=1)
         key, value = (buffer.transpose(1, 2) for buffer in context)
         out = F.scaled_dot_product_attention(query_BKND.transpose(1, 2), key, value, attn_mask=mask, enable_gqa=True)
         return out.transpose(1, 2)
 
     return attend
-
-
-def _write(buffer: Tensor, new: Tensor, slots_BQ: Tensor) -> None:
-    """buffer[b, slots[b, q]] = new[b, q] for [B, capacity, G, D] and [B, Q, G, D], in place."""
-    if len(new) == 1:
-        buffer.index_copy_(1, slots_BQ[0], new)
-    else:
-        buffer.scatter_(1, slots_BQ[..., None, None].expand_as(new), new)

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
 
+from dflash.buffers import keep_rows, write_slots
+from dflash.replay import Zeros, own_zeros
+
 
 @dataclass(frozen=True)
 class View:
@@ -39,8 +42,8 @@ class SlotLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         B, heads, _, head_dim = key_states.shape
         shape = (B, heads, self.owner.capacity, head_dim)
-        self.keys = key_states.new_zeros(shape)
-        self.values = value_states.new_zeros(*shape[:-1], value_states.shape[-1])
+        self.keys = self.owner.zeros(key_states, shape)
+        self.values = self.owner.zeros(value_states, (*shape[:-1], value_states.shape[-1]))
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
@@ -49,8 +52,8 @@ class SlotLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         keys, values = self.shown()
         slots_BQ = self.owner.views[self.window].slots_BQ
-        scatter_slots(keys, key_states, slots_BQ)
-        scatter_slots(values, value_states, slots_BQ)
+        write_slots(keys, key_states, slots_BQ, dim=2)
+        write_slots(values, value_states, slots_BQ, dim=2)
         return keys, values
 
     def shown(self) -> tuple[Tensor, Tensor]:
@@ -74,19 +77,20 @@ class SlotLayer(CacheLayerMixin):
         for buffer in (self.keys, self.values):
             B, heads, _, D = buffer.shape
             index = from_BL[:, None, :, None].expand(B, heads, from_BL.shape[1], D)
-            scatter_slots(buffer, buffer.gather(2, index), to_BL)
+            write_slots(buffer, buffer.gather(2, index), to_BL, dim=2)
 
     def select(self, rows: Tensor) -> None:
         """Keep only these rows of the batch."""
         if self.is_initialized:
-            self.keys, self.values = self.keys[rows], self.values[rows]
+            self.keys, self.values = (keep_rows(buffer, rows) for buffer in (self.keys, self.values))
 
 
 class SlotCache(Cache):
     """One SlotLayer per decoder layer, all writing at the slots last given to ``write_at``.
 
     windows: of each layer, None for full attention. states: by layer index, what the layers that have no slots keep;
-    ``Recurrence`` looks after those. views: what a pass is shown, by window. cropped: layers hold no more than that.
+    ``Recurrence`` looks after those. zeros: makes the buffers. views: what a pass is shown, by window. cropped: layers
+    hold no more than that.
     """
 
     def __init__(
@@ -95,11 +99,12 @@ class SlotCache(Cache):
         windows: Sequence[int | None],
         capacity: int,
         states: Mapping[int, LinearAttentionLayer] | None = None,
+        zeros: Zeros = own_zeros,
     ):
         states = states or {}
         layers = [states[i] if i in states else SlotLayer(self, window) for i, window in enumerate(windows)]
         super().__init__(layers=layers)
-        self.capacity = capacity
+        self.capacity, self.zeros = capacity, zeros
         self.windows = set(windows)
         self.views: dict[int | None, View] = {}
         self.cropped = False
@@ -150,16 +155,6 @@ class SlotCache(Cache):
         for layer in self.layers:
             if isinstance(layer, SlotLayer):
                 layer.select(rows)
-
-
-def scatter_slots(buffer: Tensor, states: Tensor, slots_BQ: Tensor) -> None:
-    """buffer[b, :, slots[b, q]] = states[b, :, q] for [B, heads, capacity, D] and [B, heads, Q, D], in place."""
-    B, heads, Q, D = states.shape
-    if B == 1:  # one row: its slots are one index list, and index_copy_ is the cheaper write
-        buffer.index_copy_(2, slots_BQ[0], states)
-    else:
-        index = slots_BQ[:, None, :, None].expand(B, heads, Q, D)
-        buffer.scatter_(2, index, states)
 
 
 def capacity_error(needed: int, capacity: int) -> ValueError:

@@ -17,11 +17,12 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from dflash.target.attention import FUSED, register_fused
+from dflash.target.dims import TargetDims, dims_of
 from dflash.target.experts import DENSE, register_dense
 from dflash.target.families import FAMILIES, build_model
 from dflash.target.outline import configuration, outline
 from dflash.target.quantized import METHOD, PACKED, UNPACKED, WEIGHTS, loading_options
-from dflash.target.target import Target, TargetDims, dims_of
+from dflash.target.target import Target
 from dflash.target.tokenizer import train_tokenizer
 
 
@@ -69,7 +70,7 @@ def local_target(
     mask_token_id: default the tokenizer's own mask token. attention, experts: transformers' implementation names
     (experts matters for mixtures only), or ours: attention "fused", for inference with sinks (``target.attention``),
     experts "dense", for steps of few tokens on a CPU (``target.experts``).
-    replay: replay decoding steps from recordings on a CPU (``dflash.replay``); elsewhere they run eagerly.
+    replay: replay decoding steps from recordings, on a CPU or as CUDA graphs (``dflash.replay``).
     weights: what becomes of a checkpoint stored in MXFP4, see ``target.quantized``.
     Raises ValueError, when called, for anything that cannot be loaded.
     """

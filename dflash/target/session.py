@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dflash.replay import own_zeros
 from dflash.shown import in_steps, shown_slots
 from dflash.target.cache import SlotCache, as_slots, capacity_error
 from dflash.target.layers import fresh_states
@@ -31,10 +32,13 @@ class TargetSession:
         self.taps = taps
         self.replays = target.replays_batch(batch_size)
         recurrent = target.plan.recurrent
+        # what sliding layers are shown: all, where recordings are bound to where a buffer begins
+        self._window = target.plan.window if not self.replays or target.recorder.crops else None
         self.cache = SlotCache(
             windows=target.plan.layer_windows,
             capacity=in_steps(capacity) if self.replays else capacity,
             states=fresh_states(target.config, recurrent),
+            zeros=target.recorder.lend(self) if self.replays else own_zeros,
         )
         self.recurrence = Recurrence(self.cache, target.blocks, recurrent)
         self.lengths_B = torch.zeros(batch_size, dtype=torch.long, device=target.device)
@@ -54,7 +58,7 @@ class TargetSession:
         if self.longest + Q > self.capacity:
             raise capacity_error(self.longest + Q, self.capacity)
         slots_BQ = as_slots(self.lengths_B, Q)
-        first, end = shown_slots(self.shortest, self.longest, Q, self.target.plan.window, rounded=self.replays)
+        first, end = shown_slots(self.shortest, self.longest, Q, self._window, rounded=self.replays)
         self.cache.write_at(slots_BQ, first=first, end=end)
         branches = () if tree is None else (self.lengths_B[:, None] + tree.depths_BK, tree.visible_BKK)
         buffers = self.cache.buffers() if self.replays else None

@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from dflash.replay import MOST_REPLAYED_ROWS, Replay
+from dflash.replay import TRACING, CudaGraphs, Recorder, Replay
 from dflash.target.cache import SlotCache
 from dflash.target.deepest import run_to_deepest
+from dflash.target.dims import dims_of
 from dflash.target.documents import by_document
 from dflash.target.layers import plan_layers
 from dflash.target.masks import additive, packed_causal, slot_masks
@@ -29,24 +29,6 @@ from dflash.types import TargetFeatures, TokenBatch
 
 # Settings of families whose embeddings or logits are made in ways that ``embed`` and ``logits`` do not follow.
 _UNSUPPORTED = ("logit_scale", "logits_scaling", "embedding_multiplier", "use_bidirectional_attention")
-# For targets without rotary positions: a draft has them all the same.
-_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-
-
-@dataclass(frozen=True)
-class TargetDims:
-    """The shape of a target, as far as a draft is built from it. ``rope_parameters`` in transformers' form."""
-
-    hidden_size: int
-    num_layers: int
-    vocab_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rms_norm_eps: float
-    rope_parameters: dict
-    max_position_embeddings: int
-    attention_bias: bool
 
 
 class Target:
@@ -54,7 +36,7 @@ class Target:
 
     Raises ValueError for architectures whose cache cannot be rolled back or whose logits it cannot reproduce.
     ``plan``: what its layers keep between passes, and the masks they need. replay: whether the steps of its sessions
-    are replayed from recordings once they are worth it (``dflash.replay``), on a CPU and without recurrent layers.
+    are replayed from recordings once they are worth it (``dflash.replay``), without recurrent layers and on one device.
     """
 
     def __init__(self, model: PreTrainedModel, *, name: str, replay: bool = False):
@@ -71,8 +53,8 @@ class Target:
         self.lm_head = model.get_output_embeddings()
         self.softcap = config.final_logit_softcapping if _has(config, "final_logit_softcapping") else None
         self.dims = dims_of(config)
-        replays = replay and not self.plan.recurrent and self.device.type == "cpu"
-        self.replays: dict[tuple[int, ...], Replay] | None = {} if replays else None
+        self.recorder = _recorder_of(model) if replay and not self.plan.recurrent else None
+        self.replays: dict[tuple[int, ...], Replay] = {}  # by taps
         if self.plan.recurrent:
             check_rollback(self)
 
@@ -166,13 +148,18 @@ class Target:
 
     def replays_batch(self, batch_size: int) -> bool:
         """Whether sessions of so many rows run from recordings, the draft's as well as the target's."""
-        return self.replays is not None and batch_size <= MOST_REPLAYED_ROWS
+        return self.recorder is not None and batch_size <= self.recorder.most_rows
 
     def run_replayed(self, *tensors: Tensor, taps: tuple[int, ...]):
         """``run_cached`` as a pass of tensors only: ids_BQ, slots_BQ, the first slot that sliding layers are shown,
         the branches, and the buffers of a slot cache."""
         if taps not in self.replays:
-            self.replays[taps] = Replay(partial(self._replayable, taps), [self.backbone])
+            self.replays[taps] = Replay(
+                partial(self._replayable, taps),
+                [self.backbone],
+                recorder=self.recorder,
+                num_held=2 * self.dims.num_layers,
+            )
         hidden_BQH, *states = self.replays[taps](*tensors)
         return hidden_BQH, states[0] if taps else None
 
@@ -209,30 +196,16 @@ def _has(config, key: str) -> bool:
     return key in config.to_dict() and config.to_dict()[key] is not None
 
 
+def _recorder_of(model: PreTrainedModel) -> Recorder | None:
+    """What records passes where the model is; None for one that is spread over devices."""
+    devices = {weight.device for weight in model.parameters()}
+    if len(devices) > 1:
+        return None
+    device = devices.pop()
+    return next((recorder for recorder in (TRACING, CudaGraphs()) if recorder.serves(device)), None)
+
+
 def _check_supported(config, name: str) -> None:
     for key in _UNSUPPORTED:
         if _has(config, key) and config.to_dict()[key] not in (1.0, False):
             raise ValueError(f"target {name}: {key}={config.to_dict()[key]} is not supported; choose another target")
-
-
-def dims_of(config) -> TargetDims:
-    """Read the dimensions off a text configuration of transformers."""
-    values = config.to_dict()
-    missing = {"num_attention_heads", "num_key_value_heads", "max_position_embeddings"} - values.keys()
-    if missing:
-        raise ValueError(f"target: its configuration has no {', '.join(sorted(missing))}, which a draft is shaped by")
-    heads = values["num_attention_heads"]
-    rope = dict(values.get("rope_parameters") or _ROPE)
-    rope = rope.get("full_attention", rope)  # where sliding layers turn at another base, a draft follows the full ones
-    return TargetDims(
-        hidden_size=values["hidden_size"],
-        num_layers=config.num_hidden_layers,
-        vocab_size=values["vocab_size"],
-        num_heads=heads,
-        num_kv_heads=values["num_key_value_heads"],
-        head_dim=values.get("head_dim") or values["hidden_size"] // heads,
-        rms_norm_eps=values.get("rms_norm_eps", values.get("norm_eps")),
-        rope_parameters=rope,
-        max_position_embeddings=values["max_position_embeddings"],
-        attention_bias=bool(values.get("attention_bias", False)),
-    )

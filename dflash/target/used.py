@@ -26,4 +26,4 @@ def implementations(target: Target) -> dict[str, str]:
     chosen = {"attention": config._attn_implementation}
     if config._experts_implementation is not None:
         chosen["experts"] = config._experts_implementation
-    return chosen | {"decoding steps": "eager" if target.replays is None else "replayed"}
+    return chosen | {"decoding steps": "eager" if target.recorder is None else target.recorder.name}

@@ -43,7 +43,7 @@ def test_without_a_gpu_it_says_so(capsys, monkeypatch):
 @pytest.mark.parametrize("name", sorted(on_gpu.PARTS))
 def test_every_command_is_one_that_its_script_takes(name):
     """The full command differs from the one that was run above; its script still parses it."""
-    command = [word.format(out="folder", minutes="1") for word in on_gpu.PARTS[name].command]
+    command = [word.format(out="folder", root="root", minutes="1") for word in on_gpu.PARTS[name].command]
     if command[0].endswith(".py"):
         script = __import__(command[0].rpartition("/")[2].removesuffix(".py"))
         script.parse(command[1:])

@@ -25,7 +25,7 @@ PROMPTS = [list(range(1, 1 + length)) for length in (5, 17, 9)]
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    monkeypatch.setattr("dflash.replay.WARM_UP_CALLS", 2)
+    monkeypatch.setattr("dflash.replay.Tracing.warm_up_calls", 2)
 
 
 def replaying(target: Target) -> Target:
@@ -52,7 +52,7 @@ def test_decoding_is_the_same(family, verifier):
         results.append(traces)
     assert results[0] == results[1]
     if family in HYBRID_FAMILIES:
-        assert replayed.replays is None
+        assert replayed.recorder is None
         return
     recordings = sum(replay.num_recordings for replay in replayed.replays.values())
     refusals = {replay.refused for replay in replayed.replays.values()} - {None}
@@ -84,7 +84,7 @@ def test_far_behind_the_window_decoding_is_the_same(family, verifier, lengths):
         widths = {
             layer.window: view.num for layer in session.cache.layers for view in [session.cache.views[layer.window]]
         }
-        assert widths[16] == (160 if target.replays is not None else 19)
+        assert widths[16] == (160 if target.recorder is not None else 19)
     assert found[0] == found[1]
     own = [eager_tokens(eager, prompt, 12) for prompt in prompts]
     assert [list(trace.tokens) for trace in found[0]] == own

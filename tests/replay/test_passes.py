@@ -11,7 +11,7 @@ from dflash.replay import CALLS_TO_SETTLE, Replay, recording_at_once
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch):
-    monkeypatch.setattr("dflash.replay.WARM_UP_CALLS", 2)
+    monkeypatch.setattr("dflash.replay.Tracing.warm_up_calls", 2)
 
 
 class Counted:
@@ -50,7 +50,7 @@ def test_a_recording_takes_over_and_writes_what_the_pass_writes():
 
 @torch.no_grad()
 def test_a_warm_up_records_at_once_and_only_there(monkeypatch):
-    monkeypatch.setattr("dflash.replay.WARM_UP_CALLS", 50)
+    monkeypatch.setattr("dflash.replay.Tracing.warm_up_calls", 50)
     replay = replay_of(counted := Counted())
     with recording_at_once():
         for _ in range(CALLS_TO_SETTLE):
