@@ -18,6 +18,7 @@ from dflash.draft.fusion import TapMixture, TapNorms
 from dflash.draft.heads.head import Embed, Head
 from dflash.draft.layers import DraftLayer
 from dflash.draft.mask import BlockGeometry
+from dflash.draft.norm import Norm
 from dflash.draft.rope import Rotary
 from dflash.draft.session import DraftSession
 from dflash.draft.shape import DraftShape
@@ -45,9 +46,9 @@ class Draft(nn.Module):
             self.fc = TapMixture(shape.depth, num_taps)
         else:
             self.fc = nn.Linear(num_taps * hidden, hidden, bias=False)
-        self.hidden_norm = nn.RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
+        self.hidden_norm = Norm(shape.hidden_size, eps=shape.rms_norm_eps)
         self.layers = nn.ModuleList(DraftLayer(shape, window=window) for window in shape.layout)
-        self.norm = nn.RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
+        self.norm = Norm(shape.hidden_size, eps=shape.rms_norm_eps)
         self.rotary = Rotary(shape.rope_parameters, head_dim=shape.head_dim)
         self.apply(_initialise)
         for layer in self.layers if shape.separate_context else ():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dflash.draft.norm import Norm
+
 
 class TapMixture(nn.Module):
     """A mixture of taps for each draft layer (DFlare, arXiv 2606.02091): softmax(weight[d]) over T taps, uniform at
@@ -24,7 +26,7 @@ class TapNorms(nn.ModuleList):
     """An RMSNorm for each tap, before they are joined (EAGLE-3.1): layers differ in scale, and long contexts drift."""
 
     def __init__(self, num_taps: int, hidden_size: int, *, eps: float):
-        super().__init__(nn.RMSNorm(hidden_size, eps=eps) for _ in range(num_taps))
+        super().__init__(Norm(hidden_size, eps=eps) for _ in range(num_taps))
 
     def forward(self, taps: Tensor) -> Tensor:
         """[..., T, H] -> the same, each normed."""

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dflash.draft.convolution import Convolution, NoConvolution
+from dflash.draft.norm import Norm
 from dflash.draft.rope import rotate
 from dflash.draft.shape import DraftShape
 
@@ -34,8 +35,8 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(shape.num_heads * D, shape.hidden_size, bias=bias)
         self.context_k_proj: nn.Linear | None = None  # None: the block's own serve the context, too
         self.context_v_proj: nn.Linear | None = None
-        self.q_norm = nn.RMSNorm(D, eps=shape.rms_norm_eps)
-        self.k_norm = nn.RMSNorm(D, eps=shape.rms_norm_eps)
+        self.q_norm = Norm(D, eps=shape.rms_norm_eps)
+        self.k_norm = Norm(D, eps=shape.rms_norm_eps)
 
     def keys_values(self, x: Tensor, rope: Rope) -> KeyValue:
         """[..., H] -> key, value [..., G, D], of block slots; unless separated, the context's are made alike."""
@@ -86,8 +87,8 @@ class DraftLayer(nn.Module):
         self.self_attn = Attention(shape)
         self.mlp = SwiGLU(shape)
         self.attention_conv, self.mlp_conv = (_convolution(shape) for _ in range(2))
-        self.input_layernorm = nn.RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
-        self.post_attention_layernorm = nn.RMSNorm(shape.hidden_size, eps=shape.rms_norm_eps)
+        self.input_layernorm = Norm(shape.hidden_size, eps=shape.rms_norm_eps)
+        self.post_attention_layernorm = Norm(shape.hidden_size, eps=shape.rms_norm_eps)
 
     def forward(self, hidden: Tensor, rope: Rope, attend: Attend) -> Tensor:
         """[..., K, H] -> [..., K, H]."""
