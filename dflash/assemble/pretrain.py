@@ -73,7 +73,10 @@ def pretrain(
         steps=settings["steps"],
         held_out_bytes=num_bytes,
     )
-    other_weights = read_weights(module, others)  # what is wrong with them is told before training
+    # What is wrong with checkpoints is told before training.
+    other_weights = [read_weights(module, path, key="task.average_with") for path in others]
+    if resume is not None:
+        read_weights(module, resume, key="resume")
     trainer = _trainer(settings, parts, run.folder)
     with phases("train"), stops_are_told(run.folder / "checkpoints"):
         fit(trainer, module, data, resume=resume)

@@ -73,15 +73,23 @@ def last_checkpoint(path: str | Path) -> Path:
     raise ValueError(f"resume={str(path)!r}: no checkpoint file and no checkpoints/last.ckpt there")
 
 
-def read_checkpoint(path: str | Path) -> dict:
+def read_state(path: str | Path) -> dict:
     """A checkpoint's contents, loaded without running any code in it; weights stay on disk until they are used. Raises
-    ValueError if it is none of ours."""
+    ValueError if it holds no weights of a Lightning module."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
         reason = str(error).partition("\n")[0].partition(". ")[0]  # behind that torch advises to run code from the file
         raise ValueError(f"checkpoint {path} cannot be read: {reason}; it is damaged, or none of train.py's") from error
-    if not isinstance(state, dict) or CONTRACT_KEY not in state:
+    if not isinstance(state, dict) or "state_dict" not in state:
+        raise ValueError(f"checkpoint {path} holds no weights; it was not written by train.py of this project")
+    return state
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """``read_state`` of a run that trained a draft. Raises ValueError if it is none of ours."""
+    state = read_state(path)
+    if CONTRACT_KEY not in state:
         raise ValueError(f"checkpoint {path} carries no contract; it was not written by train.py of this project")
     return state
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dflash.target.masks import additive, packed_causal
+from dflash.training.checkpoint import read_state
 from dflash.types import TokenBatch
 
 if TYPE_CHECKING:
@@ -61,14 +62,14 @@ def _scored_nats(model: PreTrainedModel, batch: TokenBatch) -> float:
     return nll_BS[counted_BS & batch.supervised_BS].double().sum().item()
 
 
-def read_weights(module: L.LightningModule, checkpoints: Sequence[Path]) -> list[dict[str, Tensor]]:
-    """The weights of checkpoints of other runs of ``module``. Raises ValueError for other names or shapes."""
-    states = [torch.load(path, map_location="cpu", weights_only=True)["state_dict"] for path in checkpoints]
+def read_weights(module: L.LightningModule, checkpoint: Path, *, key: str) -> dict[str, Tensor]:
+    """The weights in a checkpoint of a run of ``module``, which ``key`` names. Raises ValueError for other names or
+    shapes, and for what is no checkpoint."""
+    state = read_state(checkpoint)["state_dict"]
     own = {name: weight.shape for name, weight in module.state_dict().items()}
-    for path, state in zip(checkpoints, states, strict=True):
-        if {name: weight.shape for name, weight in state.items()} != own:
-            raise ValueError(f"task.average_with={str(path)!r}: its weights have other names or shapes than this model")
-    return states
+    if {name: weight.shape for name, weight in state.items()} != own:
+        raise ValueError(f"{key}={str(checkpoint)!r}: its weights have other names or shapes than this model")
+    return state
 
 
 def average_weights(module: L.LightningModule, states: Sequence[dict[str, Tensor]]) -> None:

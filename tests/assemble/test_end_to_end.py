@@ -164,9 +164,19 @@ def test_pretraining_saves_the_mean_of_runs(compose, library):
     assert not torch.equal(weights["one"], weights["two"])
     mean = (weights["one"].float() + weights["two"].float()) / 2
     torch.testing.assert_close(weights["mean"].float(), mean, atol=1e-3, rtol=1e-2)
-    settings, run = compose("train", "target/wrong", "experiment=tiny_target", "task.average_with=[nowhere.ckpt]")
-    with pytest.raises(ValueError, match=r"task.average_with='nowhere.ckpt': no such file"):
-        build(settings["task"], "task")(settings, run)
+    damaged = library / "damaged.ckpt"
+    damaged.write_text("no checkpoint")
+    for option, told in {
+        "task.average_with=[nowhere.ckpt]": r"task.average_with='nowhere.ckpt': no such file",
+        f"task.average_with=[{checkpoint}]": r"task.average_with='.*last.ckpt': its weights have other names or shapes",
+        f"resume={checkpoint}": r"resume='.*last.ckpt': its weights have other names or shapes than this model",
+        f"resume={damaged}": r"checkpoint .*damaged.ckpt cannot be read",
+    }.items():
+        wider = "task.vocab_size=301"  # than the model of the runs above
+        settings, run = compose("train", "target/wrong", "experiment=tiny_target", *values, *sizes, wider, option)
+        with pytest.raises(ValueError, match=told):
+            build(settings["task"], "task")(settings, run)
+        assert not (run.folder / "checkpoints").exists()
 
 
 def test_phases_add_up_even_when_one_fails():
