@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from dflash.assemble.measuring import describe_draft, describe_target, measure_all, new_draft
-from dflash.assemble.parts import build_parts, members, members_of, ready_device
+from dflash.assemble.parts import build_parts, members, members_of, reading_of, ready_device
 from dflash.assemble.run import Phases, origin
 from dflash.assemble.train import TRAINED, UNTRAINED, plain_settings, publish
 from dflash.compose import Run, resolve_checkpoint, write_config
@@ -22,8 +22,9 @@ def evaluate(settings: dict, run: Run) -> float:
     write_config(settings, run.folder / "config.yaml")
     console, phases = Console(), Phases()
     with phases("load"):
+        reading = reading_of(settings["target"], parts["target"])  # what is wrong with prompts needs no weights
+        prompts = parts["prompts"](tokenizer=reading.tokenizer)
         loaded = parts["target"]()
-        prompts = parts["prompts"](tokenizer=loaded.tokenizer)
         draft, notes = source.load(loaded)
         drafts = {TRAINED: draft}
         if settings["measure_untrained"]:

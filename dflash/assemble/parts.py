@@ -11,6 +11,7 @@ import torch
 from dflash.allocator import keep_freed_memory
 from dflash.check import select
 from dflash.compose import build, raise_findings
+from dflash.target.reading import Reading, read_reading
 
 
 def build_parts(settings: Mapping, kinds: Mapping[str, type | None]) -> dict[str, Any]:
@@ -37,6 +38,14 @@ def members(settings: Mapping, group: str, kind: type | None = None) -> dict[str
 def members_of(parts: Mapping[str, Any], group: str) -> list[Any]:
     """The parts of a group that holds several objects, those set to null left out."""
     return [part for key, part in parts.items() if key.startswith(f"{group}.") and part is not None]
+
+
+def reading_of(target: Mapping[str, Any], load) -> Reading:
+    """The text side of the target that ``target`` describes; only one with random weights is loaded for it."""
+    if target.get("path") is not None:
+        return read_reading(target["path"], revision=target.get("revision"))
+    loaded = load()
+    return Reading(loaded.tokenizer, loaded.stop_token_ids)
 
 
 def ready_device(device: str) -> None:

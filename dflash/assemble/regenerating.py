@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from dflash.assemble.data import DataRecipe
-from dflash.assemble.parts import build_parts, ready_device
+from dflash.assemble.parts import build_parts, reading_of, ready_device
 from dflash.compose import read_settings
 from dflash.data.prompts import Prompt
 from dflash.data.regeneration.engine import Question
@@ -20,7 +19,6 @@ from dflash.data.regeneration.folder import ResponseFolder
 from dflash.data.regeneration.run import Tally, regenerate_set
 from dflash.data.rows import BadLines
 from dflash.decode.sampling import Sampling
-from dflash.target.reading import Reading, read_reading
 
 
 def regenerate(overrides: Sequence[str], console: Console) -> bool:
@@ -53,14 +51,6 @@ def regenerate(overrides: Sequence[str], console: Console) -> bool:
     console.print(table(tally, recipe.bad_lines))
     console.print(closing(tally, folder.path), soft_wrap=True, markup=False)
     return not tally.failures
-
-
-def reading_of(target: Mapping[str, Any], load) -> Reading:
-    """The text side of the target that ``target`` describes; only one with random weights is loaded for it."""
-    if target.get("path") is not None:
-        return read_reading(target["path"], revision=target.get("revision"))
-    loaded = load()
-    return Reading(loaded.tokenizer, loaded.stop_token_ids)
 
 
 def numbered(prompts: Iterator[Prompt]) -> Iterator[Question]:

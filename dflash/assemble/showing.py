@@ -10,8 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dflash.assemble.data import DataRecipe
-from dflash.assemble.parts import build_parts, ready_device
-from dflash.assemble.regenerating import reading_of
+from dflash.assemble.parts import build_parts, reading_of, ready_device
 from dflash.assemble.run import bar
 from dflash.compose import read_settings
 from dflash.data.documents import Document

@@ -10,7 +10,7 @@ from rich.console import Console
 from dflash.assemble.data import DataRecipe
 from dflash.assemble.features import prepare_features
 from dflash.assemble.measuring import describe_draft, describe_target, measure_all, new_draft
-from dflash.assemble.parts import build_parts, members, members_of, ready_device
+from dflash.assemble.parts import build_parts, members, members_of, reading_of, ready_device
 from dflash.assemble.plan import plan_run
 from dflash.assemble.run import Phases, bar, origin, point_latest
 from dflash.assemble.stopping import stops_are_told
@@ -47,8 +47,9 @@ def distil(settings: dict, run: Run) -> float | None:
     begin(settings["seed"])
     parts["data"].peek()
     with phases("load target"):
+        reading = reading_of(settings["target"], parts["target"])  # what is wrong with prompts needs no weights
+        prompts, validation = (parts[name](tokenizer=reading.tokenizer) for name in ("prompts", "validation"))
         loaded: LoadedTarget = parts["target"]()
-    prompts, validation = (parts[name](tokenizer=loaded.tokenizer) for name in ("prompts", "validation"))
     module = make_module(settings, parts, loaded)
     if resume is not None:
         check_checkpoint(resume, module.contract)

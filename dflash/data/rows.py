@@ -82,7 +82,7 @@ def _convert(rows, to_item, on_bad: str, bad_lines: BadLines, columns: Mapping[s
             item = to_item(origin, shape(row))
         except BadRow as bad:
             if on_bad == "raise":
-                raise ValueError(f"{origin}: {bad} (data.on_bad=skip leaves such rows out and counts them)") from bad
+                raise ValueError(f"{origin}: {bad} (on_bad=skip leaves such rows out and counts them)") from bad
             bad_lines.add(origin, bad)
             continue
         yield item
