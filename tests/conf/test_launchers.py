@@ -6,6 +6,7 @@ import sys
 
 import hydra
 import pytest
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 
 from dflash.assemble.parts import build_parts
@@ -55,6 +56,7 @@ def test_torchrun_finds_the_ranks_that_a_trainer_is_made_for(trainer, settings, 
     values |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 1, "TORCHELASTIC_RUN_ID": "test"}
     for key, value in values.items():
         monkeypatch.setenv(key, str(value))
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # set to 1 below, for the whole process, until this test is over
     factory = build_parts(settings(f"trainer={trainer}", "target=random_gpt_oss"), {"trainer": None})["trainer"]
     made = factory(max_steps=1, logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
     assert made.strategy.cluster_environment.creates_processes_externally
