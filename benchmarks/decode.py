@@ -78,7 +78,7 @@ def theirs(loaded: LoadedTarget, *, tokens: int, **options) -> Contender:
 def contenders(loaded: LoadedTarget, draft, checkpoint: Path, folder: Path, *, tokens: int) -> dict[str, Contender]:
     """Name -> contender; the first is the loop that all are held against, batch by batch.
 
-    Eager: without replayed steps. transformers knows no drafts with heads, so there it drafts only for those without.
+    Eager: without replayed steps. transformers knows the published draft only, without heads and variations.
     """
     eager = Target(loaded.target.model, name=loaded.target.name)
     loop, chain = AutoregressiveDecoder(loaded.target), SpeculativeDecoder(loaded.target, draft)
@@ -93,7 +93,7 @@ def contenders(loaded: LoadedTarget, draft, checkpoint: Path, folder: Path, *, t
     found["ours: draft, batch 1, eager"] = ours(SpeculativeDecoder(eager, draft), batch_size=1, **limits)
     found["transformers: loop"] = theirs(loaded, tokens=tokens)
     found["transformers: prompt lookup"] = theirs(loaded, tokens=tokens, prompt_lookup_num_tokens=7)
-    if draft.shape.head is None:
+    if not draft.shape.variations:
         export(checkpoint, folder, format="transformers", target=loaded.target.name)
         helper = load_assistant(folder)
         found["transformers: dflash"] = theirs(loaded, tokens=tokens, assistant_model=helper, speculation_type="dflash")
