@@ -137,13 +137,14 @@ def save_target(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedToken
     model.float()
     tokenizer.save_pretrained(folder)
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
-    write_whole(folder / "README.md", f"{CARD}\n| what | value |\n| --- | --- |\n{rows}\n")
+    card = CARD.format(kind=model.config.model_type.replace("_", "-"), name=type(model).__name__)
+    write_whole(folder / "README.md", f"{card}\n| what | value |\n| --- | --- |\n{rows}\n")
 
 
 CARD = """\
-# A tiny gpt-oss target
+# A tiny {kind} target
 
-A `GptOssForCausalLM` with few parameters, trained by this repository as a real target for drafts: mixture of experts,
-attention sinks, sliding and full attention in turn, YaRN; byte-level BPE with harmony's special tokens, a reserved mask
-token and a chat template. It writes Python that looks right and does not run. Whole files were held out.
+A `{name}` with few parameters, trained by this repository as a real target for drafts; byte-level BPE with harmony's
+special tokens, a reserved mask token and a chat template. It writes Python that looks right and does not run. Whole
+files were held out.
 """

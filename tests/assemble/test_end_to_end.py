@@ -143,6 +143,7 @@ def test_pretraining_writes_a_model_folder(compose, library):
     assert task.func is pretrain
     bits = -task(settings, run)
     card = (run.folder / "target" / "README.md").read_text()
+    assert card.startswith("# A tiny gpt-oss target") and "`GptOssForCausalLM`" in card
     assert 0 < bits < 12 and f"{bits:.4f}" in card and (run.folder / "checkpoints" / "last.ckpt").is_file()
     overrides = ["target=local", "draft.taps.count=1", f"target.path={run.folder / 'target'}"]
     loaded = build(compose("train", "unused", *overrides)[0]["target"], "target")()
