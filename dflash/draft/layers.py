@@ -6,8 +6,8 @@ Weight names are the field's (Qwen3), so that a draft can be served elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -50,7 +50,7 @@ class Attention(nn.Module):
 
     def separate_context(self) -> None:
         """Give the context projections of its own (DFlare); they start as copies of the block's."""
-        self.context_k_proj, self.context_v_proj = deepcopy(self.k_proj), deepcopy(self.v_proj)
+        self.context_k_proj, self.context_v_proj = _copy_of(self.k_proj), _copy_of(self.v_proj)
 
     def forward(self, x: Tensor, rope: Rope, attend: Attend) -> Tensor:
         """[..., K, H] -> [..., K, H]."""
@@ -111,6 +111,14 @@ def _convolution(shape: DraftShape) -> Convolution | NoConvolution:
     if shape.convolution is None:
         return NoConvolution()
     return Convolution(shape.hidden_size, group_size=shape.convolution)
+
+
+def _copy_of(linear: nn.Linear) -> nn.Linear:
+    """The same weights once more. A deep copy would bring a world of its own along where weights have no memory."""
+    with torch.random.fork_rng(devices=[]):  # equal seeds give equal bodies, with such copies and without
+        copy = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None)
+    copy.load_state_dict(linear.state_dict())
+    return copy
 
 
 def _per_head(rope: Rope) -> Rope:
