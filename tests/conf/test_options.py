@@ -37,7 +37,7 @@ RESERVED = ("_target_", "_partial_")
 NOT_TRAINING = ("target=from_checkpoint", "hydra=evaluate", "engine=local", "engine=server")
 
 
-COMPANIONS = {"draft=eagle": ["heads=none"]}  # what an option refuses to go without
+COMPANIONS = {"draft=eagle": ["heads=none", "mixing=bidirectional"]}  # what an option refuses to go without
 
 
 def options() -> list[str]:
