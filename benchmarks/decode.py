@@ -25,14 +25,13 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from round_parts import parts_of_round
 
 from dflash.allocator import keep_freed_memory
 from dflash.data.prompts import read_prompts
 from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.decode.decoder import SpeculativeDecoder
-from dflash.decode.proposer import proposer_of
 from dflash.decode.verify import DDTree
-from dflash.draft.heads.slots import likeliest
 from dflash.evaluation.plots import render, tidy
 from dflash.hub.assistant import load_assistant
 from dflash.hub.transfer import export
@@ -140,26 +139,12 @@ def median_seconds(call: Callable[[], object], *, repeats: int = 30) -> float:
 @torch.no_grad()
 def terms(loaded: LoadedTarget, draft, prompt: Sequence[int]) -> dict[str, float]:
     """Seconds of the parts of a round at batch 1: a step of the loop, verification, and the draft's work."""
-    target, K = loaded.target, draft.shape.block_size
-    session = target.open(1, capacity=len(prompt) + 2 * K, taps=draft.shape.taps)
-    ids = torch.tensor([prompt], device=target.device)
-    length = torch.tensor([len(prompt)], device=target.device)
-    _, taps = session.advance(ids)
-    session.keep(length, lengths=[len(prompt)])
-    proposing = proposer_of(draft).open(target, 1, capacity=len(prompt) + 2 * K, block_size=K)
-    proposing.extend(ids, taps, length, lengths=[len(prompt)])
-    block, one = ids[:, :K], ids[:, :1]
-    taps = session.advance(block)[1]
-    none = torch.zeros_like(length)
-    loop = target.open(1, capacity=len(prompt) + 2)
+    target, ids = loaded.target, torch.tensor([prompt], device=loaded.target.device)
+    loop, one = target.open(1, capacity=len(prompt) + 2), ids[:, :1]
     loop.advance(ids)
-    loop.keep(length, lengths=[len(prompt)])
-    return {
-        "step": median_seconds(lambda: target.logits(loop.advance(one)[0])),
-        "verify": median_seconds(lambda: target.logits(session.advance(block)[0])),
-        "propose": median_seconds(lambda: proposing.slots(one[:, 0]).walk(likeliest)),
-        "extend": median_seconds(lambda: proposing.extend(block, taps, none, lengths=[len(prompt)])),
-    }
+    loop.keep(torch.full_like(ids[:, 0], len(prompt)), lengths=[len(prompt)])
+    work = {"step": lambda: target.logits(loop.advance(one)[0])} | parts_of_round(target, draft, ids)
+    return {name: median_seconds(call) for name, call in work.items()}
 
 
 def at_lengths(loaded: LoadedTarget, draft, lengths: Sequence[int], *, tokens: int) -> list[dict]:

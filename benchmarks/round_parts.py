@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from instruments import median_seconds, require_device
 
+from dflash.decode.proposer import proposer_of
 from dflash.draft.draft import Draft
+from dflash.draft.heads.slots import likeliest
 from dflash.draft.layout import full_layout
 from dflash.draft.shape import shape_draft
 from dflash.draft.taps import uniform_taps
@@ -157,3 +160,24 @@ class Round:
         """Random tokens: every row and every call its own."""
         size = self.batch_size, length
         return torch.randint(self.target.dims.vocab_size - 1, size, generator=self.generator).to(self.device)
+
+
+@torch.no_grad()
+def parts_of_round(target: Target, draft: Draft, context_BS: torch.Tensor) -> dict[str, Callable[[], object]]:
+    """Name -> the work of a part of a round behind these contexts: verifying a block, proposing one (the head's walk
+    included), and taking the target's features into the draft's context. Nothing is kept, so every call does the
+    same."""
+    (B, S), K = context_BS.shape, draft.shape.block_size
+    lengths_B, lengths = torch.full_like(context_BS[:, 0], S), [S] * B
+    session = target.open(B, capacity=S + 2 * K, taps=draft.shape.taps)
+    _, taps_BSTH = session.advance(context_BS)
+    session.keep(lengths_B, lengths=lengths)
+    proposing = proposer_of(draft).open(target, B, capacity=S + 2 * K, block_size=K)
+    proposing.extend(context_BS, taps_BSTH, lengths_B, lengths=lengths)
+    block_BK, anchor_B, none_B = context_BS[:, :K].contiguous(), context_BS[:, 0], torch.zeros_like(lengths_B)
+    taps_BKTH = session.advance(block_BK)[1]
+    return {
+        "verify": lambda: target.logits(session.advance(block_BK)[0]),
+        "propose": lambda: proposing.slots(anchor_B).walk(likeliest),
+        "extend": lambda: proposing.extend(block_BK, taps_BKTH, none_B, lengths=lengths),
+    }

@@ -13,7 +13,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,13 +21,12 @@ from instruments import canvas, keep, machine, wait, wide_console
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from round_parts import parts_of_round
 
 from dflash.allocator import keep_freed_memory
 from dflash.assemble.train import make_module, train_parts
 from dflash.compose import read_settings
-from dflash.decode.proposer import proposer_of
 from dflash.draft.draft import Draft
-from dflash.draft.heads.slots import likeliest
 from dflash.replay import CALLS_TO_SETTLE, recording_at_once
 from dflash.target.load import LoadedTarget
 
@@ -40,32 +39,14 @@ VARIANTS = (
 )  # fmt: skip
 
 
-def parts_of_round(loaded: LoadedTarget, draft: Draft, *, batch_size: int) -> dict[str, Callable[[], object]]:
-    """Name -> the work of a part of a round. Nothing is kept, so every call does the same."""
-    target, K = loaded.target, draft.shape.block_size
-    ids_BS = torch.zeros(batch_size, CONTEXT, dtype=torch.long, device=target.device)
-    lengths_B, lengths = torch.full_like(ids_BS[:, 0], CONTEXT), [CONTEXT] * batch_size
-    session = target.open(batch_size, capacity=CONTEXT + K, taps=draft.shape.taps)
-    _, taps_BSTH = session.advance(ids_BS)
-    session.keep(lengths_B, lengths=lengths)
-    proposing = proposer_of(draft).open(target, batch_size, capacity=CONTEXT + K, block_size=K)
-    proposing.extend(ids_BS, taps_BSTH, lengths_B, lengths=lengths)
-    block_BK, anchor_B, none_B = ids_BS[:, :K].contiguous(), ids_BS[:, 0], torch.zeros_like(lengths_B)
-    taps_BKTH = session.advance(block_BK)[1]
-    return {
-        "propose": lambda: proposing.slots(anchor_B).walk(likeliest),
-        "verify": lambda: target.logits(session.advance(block_BK)[0]),
-        "extend": lambda: proposing.extend(block_BK, taps_BKTH, none_B, lengths=lengths),
-    }
-
-
 @torch.no_grad()
 def measure(
     loaded: LoadedTarget, drafts: dict[str, Draft], *, batch_size: int, repeats: int, console: Console
 ) -> list[dict[str, Any]]:
     """A row a variant: median seconds of each part, of the round, and the round's ratio to the first variant's."""
     device = loaded.target.device.type
-    parts = {name: parts_of_round(loaded, draft, batch_size=batch_size) for name, draft in drafts.items()}
+    context_BS = torch.zeros(batch_size, CONTEXT, dtype=torch.long, device=loaded.target.device)
+    parts = {name: parts_of_round(loaded.target, draft, context_BS) for name, draft in drafts.items()}
     calls = [(name, part, call) for name, works in parts.items() for part, call in works.items()]
     with recording_at_once():
         for _, _, call in calls:

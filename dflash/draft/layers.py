@@ -114,7 +114,7 @@ def _convolution(shape: DraftShape) -> Convolution | NoConvolution:
 
 
 def _copy_of(linear: nn.Linear) -> nn.Linear:
-    """The same weights once more. A deep copy would bring a world of its own along where weights have no memory."""
+    """The same weights once more. A deep copy of fake tensors (``plan=true``) would be of a fake mode of its own."""
     with torch.random.fork_rng(devices=[]):  # equal seeds give equal bodies, with such copies and without
         copy = nn.Linear(linear.in_features, linear.out_features, bias=linear.bias is not None)
     copy.load_state_dict(linear.state_dict())

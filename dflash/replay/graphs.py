@@ -86,7 +86,8 @@ class CudaGraphs(Recorder):
     def _take_back(self, buffers: Sequence[Tensor]) -> None:
         for buffer in reversed(buffers):
             key = tuple(buffer.shape), buffer.dtype, buffer.device
-            self._idle[key] = [*self._idle.pop(key, []), buffer]
+            idle = self._idle[key] = self._idle.pop(key, [])  # the newest shape last
+            idle.append(buffer)
         while len(self._idle) > MOST_IDLE:
             del self._idle[next(iter(self._idle))]
 
