@@ -24,13 +24,19 @@ from round_parts import SHAPES, requested_target, target_parser
 
 from dflash.draft.taps import uniform_taps
 from dflash.target.experts import register_dense
+from dflash.target.flex import register_flex
 from dflash.target.target import Target
 from dflash.types import TokenBatch
 
 # target.attention, target.experts: the two of the published code first, then what may replace them.
 WAYS = {
     "cpu": (("eager", "grouped_mm"), ("fused", "grouped_mm"), ("fused", "dense")),
-    "cuda": (("eager", "grouped_mm"), ("fused", "grouped_mm"), ("flex_attention", "grouped_mm"), ("fused", "eager")),
+    "cuda": (
+        ("eager", "grouped_mm"),
+        ("flex", "grouped_mm"),
+        ("fused", "grouped_mm"),
+        ("flex_attention", "grouped_mm"),
+    ),
 }
 
 
@@ -144,6 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.write(f"{error}\n")
         return 1
     register_dense()
+    register_flex()
     rows = compare(target, lengths, options, console)
     result = {
         "machine": machine(options.device),

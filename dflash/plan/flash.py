@@ -1,4 +1,5 @@
-"""Attention that never writes its scores, as FlexAttention compiled: in a rehearsal it stands where that would run.
+"""Attention that never writes its scores, as FlexAttention compiled: in a rehearsal it stands where that would run,
+in the draft and in the target.
 
 Compiling for a GPU needs one; what is kept for the backward pass is known without: queries, keys, values, the output
 and a log-sum-exp for each query.
@@ -6,11 +7,18 @@ and a log-sum-exp for each query.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
 
 from dflash.draft.mask import BlockGeometry
 from dflash.plan.ledger import Ledger
+from dflash.target.target import Target
+
+UNWRITTEN = "unwritten"
 
 
 class UnwrittenScores:
@@ -29,6 +37,20 @@ class UnwrittenScores:
         key, value = (torch.cat([c, b.flatten(1, 2)], dim=1) for c, b in zip(context, block, strict=True))
         self.ledger.add_flops(4.0 * query.numel() * mask)
         return _Flash.apply(query.flatten(1, 2), key, value, self.ledger, mask).view(query.shape)
+
+
+def rehearse_rows(target: Target, ledger: Ledger) -> None:
+    """Give ``target`` attention that stands where ``target.flex`` would run: products are counted for what it sees."""
+    AttentionInterface.register(UNWRITTEN, partial(_rows, ledger))
+    AttentionMaskInterface.register(UNWRITTEN, eager_mask)
+    target.model.set_attn_implementation(UNWRITTEN)
+
+
+def _rows(ledger: Ledger, module, query: Tensor, *_, sliding_window: int | None = None, **__) -> tuple[Tensor, None]:
+    """query [B, N, S, D] -> [B, S, N, D]. A token sees half of its row on average, or the window."""
+    length = query.shape[2]
+    ledger.add_flops(4.0 * query.numel() * min(length / 2, sliding_window or length))
+    return torch.empty_like(query).transpose(1, 2).contiguous(), None
 
 
 class _Flash(torch.autograd.Function):

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from dflash.draft.attention import Flex
-from dflash.plan.flash import UnwrittenScores
+from dflash.plan.flash import UnwrittenScores, rehearse_rows
 from dflash.plan.ledger import Ledger, Phase, Rates
+from dflash.target.flex import FLEX
 from dflash.target.quantized import packed_savings
 from dflash.target.target import Target
 from dflash.training.module import DistillationModule
@@ -76,6 +77,8 @@ def rehearse(
         target = outline(fake)
         ledger.live_bytes -= packed_savings(target)
         target_bytes = ledger.live_bytes
+        if target.config._attn_implementation == FLEX:
+            rehearse_rows(target, ledger)
         module = make_module(target)
         draft_bytes = ledger.live_bytes - target_bytes
         if isinstance(module.draft.attention, Flex):

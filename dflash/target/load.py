@@ -16,10 +16,11 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from dflash.target.attention import FUSED, register_fused
+from dflash.target.attention import register_fused
 from dflash.target.dims import TargetDims, dims_of
 from dflash.target.experts import DENSE, register_dense
 from dflash.target.families import FAMILIES, build_model
+from dflash.target.flex import attention_on, register_flex
 from dflash.target.outline import configuration, outline
 from dflash.target.quantized import METHOD, PACKED, UNPACKED, WEIGHTS, loading_options
 from dflash.target.target import Target
@@ -69,7 +70,8 @@ def local_target(
 
     mask_token_id: default the tokenizer's own mask token. attention, experts: transformers' implementation names
     (experts matters for mixtures only), or ours: attention "fused", for inference with sinks (``target.attention``),
-    experts "dense", for steps of few tokens on a CPU (``target.experts``).
+    attention "flex", on a GPU the same with packed rows that write no scores (``target.flex``), experts "dense", for
+    steps of few tokens on a CPU (``target.experts``).
     replay: replay decoding steps from recordings, on a CPU or as CUDA graphs (``dflash.replay``).
     weights: what becomes of a checkpoint stored in MXFP4, see ``target.quantized``.
     Raises ValueError, when called, for anything that cannot be loaded.
@@ -108,7 +110,8 @@ class _Local:
     def outline(self, facts: Mapping[str, Any], fake: AbstractContextManager) -> Target:
         config = configuration(self.path, facts=facts, revision=self.revision)
         config.quantization_config = {"quant_method": METHOD} if self.weights == PACKED else None
-        return outline(config, fake=fake, dtype=self.dtype, attention=self.attention, name=self.path)
+        attention = attention_on(self.device, self.attention)
+        return outline(config, fake=fake, dtype=self.dtype, attention=attention, name=self.path)
 
 
 @dataclass(frozen=True)
@@ -148,15 +151,18 @@ def _load(local: _Local) -> LoadedTarget:
             f"target.device={device!r}: no CUDA GPU is visible here; use a GPU machine or target.device=cpu"
         )
     options: dict[str, Any] = {"revision": local.revision} if local.revision else {}
-    if local.attention == FUSED:
-        register_fused()
+    register_fused()
+    register_flex()
     with _one_sentence(path):
         config = AutoConfig.from_pretrained(path, **options)
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
     options |= loading_options(config, local.weights, device, name=path)
     with _one_sentence(path):
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=getattr(torch, local.dtype), attn_implementation=local.attention, **options
+            path,
+            dtype=getattr(torch, local.dtype),
+            attn_implementation=attention_on(device, local.attention),
+            **options,
         )
     if local.experts == DENSE:
         register_dense()

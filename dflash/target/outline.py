@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from dflash.target.attention import FUSED, register_fused
+from dflash.target.attention import register_fused
+from dflash.target.flex import register_flex
 from dflash.target.layers import plan_layers
 from dflash.target.target import Target
 
@@ -51,8 +52,8 @@ def outline(config: PreTrainedConfig, *, fake: AbstractContextManager, dtype: st
             f"plan=true: target {name} has recurrent layers, whose passes depend on where documents end; it cannot be "
             "planned. Leave plan out"
         )
-    if attention == FUSED:
-        register_fused()
+    register_fused()
+    register_flex()
     with fake:
         model = AutoModelForCausalLM.from_config(text, dtype=getattr(torch, dtype), attn_implementation=attention)
         if "num_local_experts" in text.to_dict() or "num_experts" in text.to_dict():

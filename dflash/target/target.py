@@ -20,6 +20,7 @@ from dflash.target.cache import SlotCache
 from dflash.target.deepest import run_to_deepest
 from dflash.target.dims import dims_of
 from dflash.target.documents import by_document
+from dflash.target.flex import FLEX, block_masks
 from dflash.target.layers import plan_layers
 from dflash.target.masks import additive, packed_causal, slot_masks
 from dflash.target.probe import Check, probe
@@ -108,7 +109,7 @@ class Target:
         """
 
         def run(part: TokenBatch) -> tuple[Tensor, Tensor]:
-            masks = {w: additive(packed_causal(part.documents_BS, w), self.dtype) for w in self.windows}
+            masks = self._row_masks(part.documents_BS)
             call = partial(self._run, part.ids_BS, positions=part.positions_BS, masks=masks, cache=None)
             return call(taps=taps) if with_last or not taps else (None, run_to_deepest(call, self.blocks, taps))
 
@@ -184,7 +185,13 @@ class Target:
             return out.last_hidden_state, None
         return out.last_hidden_state, torch.stack([out.hidden_states[tap + 1] for tap in taps], dim=2)
 
-    def _named(self, masks: dict[int | None, Tensor]):
+    def _row_masks(self, documents_BS: Tensor) -> dict:
+        """Masks of packed rows by window, in the form that the target's attention takes."""
+        if self.config._attn_implementation == FLEX:
+            return block_masks(documents_BS, self.windows)
+        return {window: additive(packed_causal(documents_BS, window), self.dtype) for window in self.windows}
+
+    def _named(self, masks: dict):
         """Masks by layer type where the family has layer types, else the one mask; only attention needs any."""
         plan = self.plan
         if not plan.types:

@@ -59,6 +59,16 @@ def test_other_families_can_be_planned(planned, family):
     assert planned(f"target=random_{family}").peak_bytes > 0
 
 
+def test_flex_attention_of_the_target_counts_what_a_row_sees(planned):
+    """The same products but for scores: a token sees half of its row, or the window, not the whole row."""
+    base = ["target=tiny_gpt_oss", "data.length=512", "features=online", "target.device=cuda"]
+    eager, flex = (planned(*base, f"target.attention={how}").rehearsal.step[TARGET] for how in ("eager", "flex"))
+    batch, layers, heads, size, length, window = 2, 8, 3, 64, 512, 128
+    saved = 4 * batch * layers // 2 * heads * length * size * (2 * length - length / 2 - window)
+    assert eager.flops - flex.flops == pytest.approx(saved, rel=0.01)
+    assert flex.peak_bytes < eager.peak_bytes
+
+
 def test_recurrent_targets_are_refused(planned):
     with pytest.raises(ValueError, match="plan=true: target random_lfm2 has recurrent layers"):
         planned("target=random_lfm2")
@@ -72,6 +82,8 @@ def test_the_flagship_is_planned_without_network(planned, settings, monkeypatch)
     assert plan.rehearsal.num_draft_parameters == pytest.approx(8 * 92.9e6 + 41.5e6, rel=0.001)
     assert plan.parts["target weights"] == pytest.approx(2 * 20.9e9, rel=0.002)
     assert plan.memory_bytes == 79 * GIB and plan.fits
+    eager = planned("experiment=gpt_oss_20b", "target.attention=eager").rehearsal.step[TARGET]
+    assert eager.peak_bytes - plan.rehearsal.step[TARGET].peak_bytes > 4 * GIB  # scores of one layer
     packed = planned("experiment=gpt_oss_20b", "target.weights=mxfp4")
     assert packed.parts["target weights"] == pytest.approx(13.76e9, rel=0.01)  # the published checkpoint's files
     assert plan.peak_bytes - packed.peak_bytes == plan.parts["target weights"] - packed.parts["target weights"]

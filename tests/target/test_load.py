@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from dflash.target.flex import attention_on
 from dflash.target.load import local_target, random_target, read_dims
+from dflash.target.used import implementations
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +103,9 @@ def test_fingerprints_tell_tokenizers_apart():
     before = loaded.tokenizer_fingerprint()
     loaded.tokenizer.chat_template += " "
     assert replace(loaded).tokenizer_fingerprint() != before
+
+
+def test_flex_attention_on_a_processor_is_the_fused_one_and_says_so(folder):
+    loaded = local_target(path=str(folder), attention="flex")()
+    assert implementations(loaded.target)["attention"] == "fused"
+    assert attention_on("cuda:1", "flex") == "flex" and attention_on("cpu", "eager") == "eager"
