@@ -5,8 +5,6 @@ Factories that conf ``target`` names; calling one is cheap, calling what it retu
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from dflash.target.families import FAMILIES, build_model
 from dflash.target.flex import attention_on, register_flex
 from dflash.target.outline import configuration, outline
 from dflash.target.quantized import METHOD, PACKED, UNPACKED, WEIGHTS, loading_options
+from dflash.target.reading import fingerprint_of, stop_ids
 from dflash.target.target import Target
 from dflash.target.tokenizer import train_tokenizer
 
@@ -49,9 +48,7 @@ class LoadedTarget:
     stop_token_ids: tuple[int, ...]
 
     def tokenizer_fingerprint(self) -> str:
-        """sha256 over vocabulary and chat template."""
-        vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        return hashlib.sha256((vocabulary + str(self.tokenizer.chat_template)).encode()).hexdigest()
+        return fingerprint_of(self.tokenizer)
 
 
 def local_target(
@@ -188,7 +185,7 @@ def _one_sentence(path: str) -> Iterator[None]:
 
 def _loaded(target: Target, tokenizer: PreTrainedTokenizerBase, mask_token_id: int | None) -> LoadedTarget:
     mask = tokenizer.mask_token_id if mask_token_id is None else mask_token_id
-    stops = _stop_token_ids(target, tokenizer)
+    stops = stop_ids(tokenizer, target.model.generation_config.eos_token_id if target.model.can_generate() else None)
     if mask is None:
         raise ValueError(
             f"target {target.name}: its tokenizer has no mask token; set target.mask_token_id to a reserved id below "
@@ -199,12 +196,3 @@ def _loaded(target: Target, tokenizer: PreTrainedTokenizerBase, mask_token_id: i
     if mask in stops or mask == tokenizer.pad_token_id:
         raise ValueError(f"target.mask_token_id={mask} is a stop or padding token; choose a reserved id")
     return LoadedTarget(target, tokenizer, mask, stops)
-
-
-def _stop_token_ids(target: Target, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The generation config's end tokens, else the tokenizer's, plus harmony's that end a message for us."""
-    configured = target.model.generation_config.eos_token_id if target.model.can_generate() else None
-    stops = {tokenizer.eos_token_id} if configured is None else set(torch.tensor(configured).flatten().tolist())
-    vocabulary = tokenizer.get_vocab()
-    stops |= {vocabulary[token] for token in ("<|return|>", "<|call|>", "<|endoftext|>") if token in vocabulary}
-    return tuple(sorted(stops - {None}))

@@ -21,9 +21,21 @@ class Reading:
     name: str = ""
 
     def tokenizer_fingerprint(self) -> str:
-        """sha256 over vocabulary and chat template, as a loaded target gives it."""
-        vocabulary = json.dumps(self.tokenizer.get_vocab(), sort_keys=True)
-        return hashlib.sha256((vocabulary + str(self.tokenizer.chat_template)).encode()).hexdigest()
+        return fingerprint_of(self.tokenizer)
+
+
+def fingerprint_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 over vocabulary and chat template: what makes two tokenizers the same."""
+    vocabulary = json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return hashlib.sha256((vocabulary + str(tokenizer.chat_template)).encode()).hexdigest()
+
+
+def stop_ids(tokenizer: PreTrainedTokenizerBase, configured: int | list[int] | None) -> tuple[int, ...]:
+    """The end tokens that a generation config names (None: the tokenizer's own), and harmony's that end a message."""
+    configured = tokenizer.eos_token_id if configured is None else configured
+    ends = set(configured if isinstance(configured, list) else [configured])
+    vocabulary = tokenizer.get_vocab()
+    return tuple(sorted((ends | {vocabulary[token] for token in ENDS if token in vocabulary}) - {None}))
 
 
 def read_reading(path: str, *, revision: str | None = None) -> Reading:
@@ -37,10 +49,7 @@ def read_reading(path: str, *, revision: str | None = None) -> Reading:
             f"target.path={path!r}: its tokenizer cannot be loaded ({str(error).strip().splitlines()[0]}); give a "
             "model folder, or connect to the model hub"
         ) from error
-    configured = {tokenizer.eos_token_id} if ends is None else set(ends if isinstance(ends, list) else [ends])
-    vocabulary = tokenizer.get_vocab()
-    stops = configured | {vocabulary[token] for token in ENDS if token in vocabulary}
-    return Reading(tokenizer, tuple(sorted(stops - {None})), path)
+    return Reading(tokenizer, stop_ids(tokenizer, ends), path)
 
 
 def _configured_ends(path: str, options: dict[str, Any]) -> int | list[int] | None:
