@@ -11,11 +11,10 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
 
 from dflash.draft.mask import BlockGeometry
 from dflash.plan.ledger import Ledger
+from dflash.target.attention import register_attention
 from dflash.target.target import Target
 
 UNWRITTEN = "unwritten"
@@ -41,8 +40,7 @@ class UnwrittenScores:
 
 def rehearse_rows(target: Target, ledger: Ledger) -> None:
     """Give ``target`` attention that stands where ``target.flex`` would run: products are counted for what it sees."""
-    AttentionInterface.register(UNWRITTEN, partial(_rows, ledger))
-    AttentionMaskInterface.register(UNWRITTEN, eager_mask)
+    register_attention(UNWRITTEN, partial(_rows, ledger))
     target.model.set_attn_implementation(UNWRITTEN)
 
 

@@ -9,6 +9,8 @@ which it shrinks the output; elsewhere it becomes one more key of zeros, whose s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -70,7 +72,12 @@ def _padded(query_BGQD: Tensor, key: Tensor, value: Tensor, mask_BGRQS: Tensor, 
     return F.scaled_dot_product_attention(query_BGQD, key, value, attn_mask=mask.flatten(2, 3), scale=scale)
 
 
+def register_attention(name: str, attend: Callable[..., tuple[Tensor, None]]) -> None:
+    """Make ``attend`` known to transformers as ``name``, with masks as eager attention takes them."""
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, eager_mask)
+
+
 def register_fused() -> None:
-    """Make ``fused_attention`` known to transformers under its name, with masks as eager attention takes them."""
-    AttentionInterface.register(FUSED, fused_attention)
-    AttentionMaskInterface.register(FUSED, eager_mask)
+    """Make ``fused_attention`` known under its name."""
+    register_attention(FUSED, fused_attention)

@@ -13,10 +13,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
 
-from dflash.target.attention import FUSED, fused_attention
+from dflash.target.attention import FUSED, fused_attention, register_attention
 
 FLEX = "flex"
 
@@ -69,9 +67,8 @@ def attention_on(device: str, attention: str) -> str:
 
 
 def register_flex() -> None:
-    """Make ``row_attention`` known to transformers under its name; ``Target.features`` gives it its masks."""
-    AttentionInterface.register(FLEX, row_attention)
-    AttentionMaskInterface.register(FLEX, eager_mask)
+    """Make ``row_attention`` known under its name; ``Target.features`` gives it its masks."""
+    register_attention(FLEX, row_attention)
 
 
 def _block_mask(documents_BS: Tensor, window: int | None) -> BlockMask:
