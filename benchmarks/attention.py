@@ -1,10 +1,12 @@
-"""Time and peak memory of the draft's training attention: two pieces against the dense form, and flex on a GPU.
+"""Time and peak memory of the draft's training attention: other forms against the dense one, flex on a GPU.
 
-    python benchmarks/attention.py [--json PATH] [--device cuda] [--cases 512x64 2048x256] [--repeats 5]
+    python benchmarks/attention.py [--json PATH] [--device cuda] [--cases 512x64 2048x256] [--window 128] [--repeats 5]
+    python benchmarks/attention.py --cases 384x24 --batch-size 8 --num-heads 3 --num-kv-heads 1 --window 128
 
-One layer, forward and backward, its mask included. Repeats of the forms take turns, so that a busy machine slows all
-of them alike; medians are compared. Peak memory is what the run adds to the inputs: on a CPU the growth of the
-resident set (ru_maxrss) of a process forked for this one run, on a GPU the allocator's peak.
+The second line has the sizes of the default run; --matmul medium is how it multiplies. One layer, forward and backward,
+its mask included. Repeats of the forms take turns, so that a busy machine slows all alike; medians are compared.
+Peak memory is what the run adds to the inputs: on a CPU the growth of the resident set (ru_maxrss) of a process forked
+for this one run, on a GPU the allocator's peak.
 """
 
 from __future__ import annotations
@@ -20,10 +22,15 @@ from pathlib import Path
 import torch
 from instruments import PeakMemory, on_device, wait
 
-from dflash.draft.attention import BlockAttention, Dense, Flex, TwoPiece
+from dflash.draft.attention import BlockAttention, Dense, Flex, TwoPiece, Windowed
 from dflash.draft.mask import BlockGeometry
 
-FORMS: dict[str, Callable[[], BlockAttention]] = {"two pieces": TwoPiece, "dense": Dense, "flex": Flex}
+FORMS: dict[str, Callable[[], BlockAttention]] = {
+    "two pieces": TwoPiece,
+    "dense": Dense,
+    "windowed": Windowed,
+    "flex": Flex,
+}
 CASES = ("512x32", "512x64", "512x128", "1024x64", "1024x128", "2048x128")
 
 
@@ -38,11 +45,12 @@ class Case:
     num_heads: int
     num_kv_heads: int
     head_dim: int
+    window: int | None
     device: str
 
 
 def build(case: Case):
-    """(geometry, query, context keys and values, block keys and values) from a fixed seed."""
+    """(geometry, window, query, context keys and values, block keys and values) from a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     B, S, A, K = case.batch_size, case.length, case.num_anchors, case.block_size
 
@@ -60,15 +68,15 @@ def build(case: Case):
     )
     context = tensor(B, S, case.num_kv_heads), tensor(B, S, case.num_kv_heads)
     block = tensor(B, A, K, case.num_kv_heads), tensor(B, A, K, case.num_kv_heads)
-    return geometry, tensor(B, A, K, case.num_heads), context, block
+    return geometry, case.window, tensor(B, A, K, case.num_heads), context, block
 
 
 def run_once(attention: BlockAttention, inputs) -> float:
     """Seconds of one forward and backward."""
-    geometry, query, context, block = inputs
+    geometry, window, query, context, block = inputs
     wait(query.device.type)
     start = time.perf_counter()
-    mask = attention.prepare(geometry, {None})[None]
+    mask = attention.prepare(geometry, {window})[window]
     attention(query, context, block, mask).square().sum().backward()
     wait(query.device.type)
     seconds = time.perf_counter() - start
@@ -143,13 +151,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-heads", type=int, default=4)
     parser.add_argument("--num-kv-heads", type=int, default=2)
     parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--window", type=int, help="tokens that a slot sees; default: all")
+    parser.add_argument(
+        "--matmul", choices=("highest", "high", "medium"), default="highest", help="see dflash.training"
+    )
     return parser.parse_args(arguments)
 
 
 def main() -> None:
     options = parse()
-    forms = ["two pieces", "dense"] + (["flex"] if options.device == "cuda" else [])
-    shared = ("batch_size", "block_size", "num_heads", "num_kv_heads", "head_dim", "device")
+    torch.set_float32_matmul_precision(options.matmul)
+    forms = ["two pieces", "dense", "windowed"] + (["flex"] if options.device == "cuda" else [])
+    shared = ("batch_size", "block_size", "num_heads", "num_kv_heads", "head_dim", "window", "device")
     records = []
     for number, name in enumerate(options.cases, 1):
         length, anchors = map(int, name.split("x"))

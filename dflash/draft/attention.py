@@ -1,7 +1,8 @@
 """Training attention of a draft layer: block queries against the context and against their own block.
 
 The dense form would score A*K queries against S + A*K keys, most of which are masked: blocks never see each other.
-``TwoPiece`` scores A*K x S and, block by block, K x K. ``Flex`` gives the same on a GPU without any score in memory.
+``TwoPiece`` scores A*K x S and, block by block, K x K; ``Windowed``, where a layer slides, K x (window + K) a block.
+``Flex`` gives the same on a GPU without any score in memory.
 
 Letters: N query heads, G key-value heads, D head_dim; others as in dflash.types.
 """
@@ -9,7 +10,7 @@ Letters: N query heads, G key-value heads, D head_dim; others as in dflash.types
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -75,6 +76,64 @@ class Dense:
         q, key, value = _one_sequence(query, context, block)
         out = torch.nn.functional.scaled_dot_product_attention(q, key, value, attn_mask=mask, enable_gqa=True)
         return out.transpose(1, 2).reshape(query.shape)
+
+
+class Near(NamedTuple):
+    """What the blocks of a batch see of a window. rows_L: long, index into the flattened context of every token in the
+    window of every block, L = B*A*W. bias: [B*A, 1, 1, K, W + K], 0 or -inf."""
+
+    rows_L: Tensor
+    bias: Tensor
+
+
+class Windowed:
+    """Sliding layers against the tokens of their window alone, gathered for each block: as many scores as are seen.
+    Layers that see everything, and windows not much shorter than the row, go the dense way."""
+
+    def __init__(self):
+        self._dense = Dense()
+
+    def prepare(self, geometry: BlockGeometry, windows: set[int | None]) -> dict[int | None, Tensor | Near]:
+        """``Near`` where gathering pays, else the masks of ``Dense``."""
+        A, K = geometry.anchors_BA.shape[1], geometry.block_size
+        most = (geometry.documents_BS.shape[1] + A * K) // 2 - K
+        near = {window for window in windows if window is not None and window <= most}
+        return self._dense.prepare(geometry, windows - near) | {window: _near(geometry, window) for window in near}
+
+    def __call__(self, query: Tensor, context: tuple[Tensor, Tensor], block: tuple[Tensor, Tensor], mask) -> Tensor:
+        if isinstance(mask, Tensor):
+            return self._dense(query, context, block, mask)
+        B, A, K, N, D = query.shape
+        G, M = context[0].shape[2], B * A
+        key, value = (_with_window(c, b, mask.rows_L) for c, b in zip(context, block, strict=True))
+        q = (query * D**-0.5).view(M, K, G, N // G, D).permute(0, 2, 3, 1, 4)  # M G R K D
+        scores = (q.reshape(M * G, -1, D) @ key.mT).view(M, G, N // G, K, -1)
+        weights = (scores.float() + mask.bias).softmax(-1).to(value.dtype)
+        out = (weights.view(M * G, -1, weights.shape[-1]) @ value).view(M, G, N // G, K, D)
+        return out.permute(0, 3, 1, 2, 4).reshape(B, A, K, N, D)
+
+
+def _near(geometry: BlockGeometry, window: int) -> Near:
+    S, K, device = geometry.documents_BS.shape[1], geometry.block_size, geometry.anchors_BA.device
+    B, A = geometry.anchors_BA.shape
+    index_BAW = geometry.anchors_BA[..., None] + torch.arange(-window, 0, device=device)
+    at_BAW = index_BAW.clamp(min=0)  # ahead of the row there is nothing, and the mask says so
+    seen_BAKW = context_mask(geometry, window).gather(3, at_BAW[:, :, None].expand(B, A, K, window))
+    seen_BAKW = seen_BAKW & (index_BAW >= 0)[:, :, None]
+    inside = inside_mask(geometry)
+    inside = torch.ones(K, K, dtype=torch.bool, device=device) if inside is None else inside
+    seen = torch.cat([seen_BAKW, inside.expand(B, A, K, K)], dim=-1)
+    bias = torch.zeros(seen.shape, device=device).masked_fill_(~seen, float("-inf"))
+    rows_BAW = at_BAW + S * torch.arange(B, device=device)[:, None, None]
+    return Near(rows_BAW.flatten(), bias.view(B * A, 1, 1, K, window + K))
+
+
+def _with_window(context: Tensor, block: Tensor, rows_L: Tensor) -> Tensor:
+    """context [B, S, G, D], block [B, A, K, G, D] -> [B*A*G, W + K, D]: keys or values that each block sees."""
+    B, A, K, G, D = block.shape
+    window = context.reshape(-1, G * D).index_select(0, rows_L).view(B * A, -1, G, D)
+    joined = torch.cat([window, block.reshape(B * A, K, G, D)], dim=1)
+    return joined.transpose(1, 2).reshape(B * A * G, -1, D)
 
 
 class Flex:

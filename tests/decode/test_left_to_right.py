@@ -17,7 +17,7 @@ from dflash.decode.decoder import SpeculativeDecoder
 from dflash.decode.proposer import proposer_of
 from dflash.decode.sampling import Sampling
 from dflash.decode.verify import Adaptive, DDTree, Match, Rejection, measure_proposing
-from dflash.draft.attention import Dense, Flex, TwoPiece
+from dflash.draft.attention import Dense, Flex, TwoPiece, Windowed
 from dflash.draft.draft import Draft
 from dflash.draft.heads.shapes import markov_head
 from dflash.draft.layout import alternating_layout, full_layout
@@ -53,7 +53,7 @@ def test_ways_to_attend_agree_and_no_slot_sees_its_own_token_or_those_behind_it(
     draft = step_draft(target, layout=layout, depth=3)
     blocks, inputs = packed_inputs(target, draft)
     found = {}
-    for attention in (TwoPiece(), Dense(), Flex(compile=False)):
+    for attention in (TwoPiece(), Dense(), Windowed(), Flex(compile=False)):
         draft.attention = attention
         found[type(attention)] = draft(*inputs)
         for slot in range(1, BLOCK):
@@ -65,7 +65,7 @@ def test_ways_to_attend_agree_and_no_slot_sees_its_own_token_or_those_behind_it(
             if slot + 1 < BLOCK:
                 behind = [states[valid][:, slot + 1] for states in (same, found[type(attention)])]
                 assert not torch.allclose(*behind)
-    for way in (Dense, Flex):
+    for way in (Dense, Windowed, Flex):
         valid = blocks.valid_BA
         torch.testing.assert_close(found[way][valid], found[TwoPiece][valid], atol=5e-5, rtol=1e-4)
 

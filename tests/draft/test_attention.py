@@ -7,7 +7,7 @@ import torch
 from toys import MASK, packed_batch, tiny_draft, tiny_target
 
 from dflash.blocks import draw_anchors, make_blocks, seeded_generator
-from dflash.draft.attention import Dense, Flex, TwoPiece
+from dflash.draft.attention import Dense, Flex, Near, TwoPiece, Windowed
 from dflash.draft.layout import alternating_layout, full_layout, sliding_layout
 from dflash.draft.mask import block_geometry, context_mask, dense_mask
 
@@ -62,11 +62,12 @@ def test_masks_equal_a_triple_loop(window):
 
 @pytest.mark.parametrize("family", ["gpt_oss", "qwen3"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_two_pieces_equal_the_dense_form_in_value_and_gradient(layout, family):
+@pytest.mark.parametrize("form", [TwoPiece, Windowed])
+def test_every_form_equals_the_dense_one_in_value_and_gradient(form, layout, family):
     draft, _, inputs = draft_and_inputs(layout, family)
     weight = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(4))
     values, gradients = [], []
-    for attention in (TwoPiece(), Dense()):
+    for attention in (form(), Dense()):
         draft.attention = attention
         draft.zero_grad()
         noise = inputs[0].clone().requires_grad_()
@@ -76,9 +77,19 @@ def test_two_pieces_equal_the_dense_form_in_value_and_gradient(layout, family):
         values.append(hidden.detach())
         gradients.append([noise.grad, taps.grad, *(p.grad.clone() for p in draft.parameters())])
     torch.testing.assert_close(*values, atol=2e-5, rtol=1e-5)
-    for two_piece, dense in zip(*gradients, strict=True):
+    for found, dense in zip(*gradients, strict=True):
         scale = float(dense.abs().max())
-        torch.testing.assert_close(two_piece / scale, dense / scale, atol=3e-5, rtol=1e-4)
+        torch.testing.assert_close(found / scale, dense / scale, atol=3e-5, rtol=1e-4)
+
+
+def test_windows_are_gathered_where_that_scores_fewer_keys():
+    """At half of the keys that the dense form scores."""
+    geometry = draft_and_inputs("alternating")[2][2]
+    S, A = geometry.documents_BS.shape[1], geometry.anchors_BA.shape[1]
+    most = (S + A * BLOCK) // 2 - BLOCK
+    masks = Windowed().prepare(geometry, {None, 6, most, most + 1})
+    assert {window for window, mask in masks.items() if isinstance(mask, Near)} == {6, most}
+    assert masks[6].bias.shape[-1] == 6 + BLOCK
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -101,7 +112,7 @@ def test_bf16_stays_near_fp32():
     assert (found.float() - expected).abs().mean() < 0.05 * expected.abs().mean()
 
 
-@pytest.mark.parametrize("attention", [TwoPiece(), Dense()], ids=["two pieces", "dense"])
+@pytest.mark.parametrize("attention", [TwoPiece(), Windowed(), Dense()], ids=["two pieces", "windowed", "dense"])
 @torch.no_grad()
 def test_a_block_sees_the_past_of_its_own_document_and_nothing_else(attention):
     target = tiny_target("qwen3")
