@@ -141,6 +141,7 @@ PRETRAINING = {
 CHOICES = {
     "device": ("cpu", "cuda"),
     "compile": ("inductor", "aot_eager", "eager"),
+    "matmul": ("highest", "high", "medium"),
     "target.dtype": ("float32", "bfloat16", "float16"),
     "objective.labels": ("data", "target"),
     "objective.normalise": ("weights", "tokens", "blocks", "sequences"),

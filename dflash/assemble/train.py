@@ -149,7 +149,7 @@ def make_module(settings: dict, parts: dict, loaded: LoadedTarget) -> Distillati
 def untied_module(settings: dict, parts: dict, target: Target, *, mask_token_id: int) -> DistillationModule:
     """The module with an empty contract: enough for a plan, whose target has no weights to make a contract with."""
     shape = parts["draft"](target.dims, block_size=settings["block_size"], mask_token_id=mask_token_id)
-    names = ("steps", "num_anchors", "seed", "accumulate", "clip")
+    names = ("steps", "num_anchors", "seed", "accumulate", "clip", "matmul")
     draft = new_draft(shape, seed=settings["seed"])
     draft.attention = parts["attention"]
     draft.checkpoint_layers = settings["activation_checkpointing"]

@@ -38,7 +38,8 @@ def describe_used(settings: Mapping, loaded: LoadedTarget, module: DistillationM
         "features": f"{in_short(settings['features'])} of layers {', '.join(map(str, draft.shape.taps))}",
         "loss": _loss(settings["objective"]),
         "optimizer": f"{in_short(settings['optimizer'])}, {in_short(settings['schedule'])}, clip {settings['clip']}",
-        "precision": f"{trainer.precision}; draft weights {str(next(draft.parameters()).dtype).removeprefix('torch.')}",
+        "precision": f"{trainer.precision}; draft weights {str(next(draft.parameters()).dtype).removeprefix('torch.')}"
+        f"; matmul {settings['matmul']}",
         "strategy": f"{type(trainer.strategy).__name__} on {trainer.num_devices * trainer.num_nodes} x "
         f"{type(trainer.accelerator).__name__}",
         "step": f"{settings['accumulate']} x {trainer.world_size} x {select(settings, 'data.batch_size')} rows of "

@@ -27,6 +27,7 @@ class TrainSchema:
     init_from: str | None = None
     activation_checkpointing: bool = False
     compile: str | None = None
+    matmul: str = "highest"
     measure_untrained: bool = True
     plan: bool = False
     device: str = "cpu"

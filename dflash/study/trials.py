@@ -19,6 +19,7 @@ from dflash.study.definition import Arm, Study
 UNTRAINED_KEYS = ("name", "resume", "plan", "measure_untrained", "baselines", "paths", "callbacks", "logger")
 WHEN_KEYS = ("eval_every", "checkpoint_every")
 MEASURED_KEYS = ("prompts", "validation", "decoding")
+ADDED_SINCE = {"matmul": "highest"}  # keys newer than the first results, with what those were trained with
 STREAM_KEYS = ("target", "target_facts", "data", "seed", "accumulate", "device")
 
 
@@ -34,7 +35,8 @@ class Trial:
     def training(self) -> str:
         """Fingerprint of all that decides the draft: trials that agree share it."""
         dropped = (*UNTRAINED_KEYS, *MEASURED_KEYS, *WHEN_KEYS)
-        return fingerprint({key: value for key, value in self._placeless() if key not in dropped})
+        kept = {key: value for key, value in self._placeless() if key not in dropped}
+        return fingerprint({key: value for key, value in kept.items() if (key, value) not in ADDED_SINCE.items()})
 
     @property
     def stream(self) -> str:

@@ -17,6 +17,7 @@ from dflash.objective.objective import Objective
 from dflash.target.features import FeatureSource, OnlineFeatures
 from dflash.target.target import Target
 from dflash.training.checkpoint import CONTRACT_KEY, check_contract
+from dflash.training.products import product_precision
 from dflash.training.sharding import is_sharded, shard, whole
 from dflash.types import AnchoredBlocks, LossTerms, TargetFeatures, TokenBatch
 
@@ -28,7 +29,8 @@ class DistillationModule(L.LightningModule):
     ranks) and divided once by the sum of the denominators, so that the loss of a step does not depend on how it was
     cut into micro-batches. A step is the unit of everything: of the schedule, of checkpoints and of resuming.
 
-    features: how the target's features are come by. anchors: which tokens of a batch may be anchors.
+    features: how the target's features are come by. anchors: which tokens of a batch may be anchors. matmul: see
+    ``products.product_precision``.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class DistillationModule(L.LightningModule):
         clip: float = 1.0,
         features: FeatureSource | None = None,
         anchors: Callable[..., torch.Tensor] = random_anchors,
+        matmul: str = "highest",
     ):
         super().__init__()
         head = draft.shape.head
@@ -69,6 +72,7 @@ class DistillationModule(L.LightningModule):
         self.clip = clip
         self.features = features if features is not None else OnlineFeatures()
         self.anchors = anchors
+        self.matmul = matmul
         self._denominator = 0.0
         self._micro_batches = 0
         self._sums: dict[str, list[torch.Tensor]] = {}
@@ -90,12 +94,13 @@ class DistillationModule(L.LightningModule):
         """text -> tokens (the data module) -> target features -> anchored blocks -> draft -> loss."""
         k, batch = indexed
         features = self.features(self.target, batch, self.draft.shape.taps, with_last=self.objective.needs_target)
-        terms = self.loss_terms(k, batch, features)
-        with self._summed_over_ranks(last=self._micro_batches + 1 == self.accumulate):
-            self.manual_backward(terms.numerator)
-        self._add(terms)
-        if self._micro_batches == self.accumulate:
-            self._step()
+        with product_precision(self.matmul):
+            terms = self.loss_terms(k, batch, features)
+            with self._summed_over_ranks(last=self._micro_batches + 1 == self.accumulate):
+                self.manual_backward(terms.numerator)
+            self._add(terms)
+            if self._micro_batches == self.accumulate:
+                self._step()
 
     def loss_terms(self, k: int, batch: TokenBatch, features: TargetFeatures) -> LossTerms:
         """Anchored blocks -> draft -> loss of micro-batch k; what a plan rehearses without weights, too."""

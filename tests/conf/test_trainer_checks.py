@@ -24,7 +24,7 @@ def findings(settings, *overrides: str) -> list[str]:
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["trainer=cpu"], "Dense"),
+        (["trainer=cpu"], "Windowed"),
         (["trainer=h100"], "Flex"),
         (["trainer=h100x8_fsdp"], "Flex"),
         (["trainer=h100", "attention=two_pieces"], "TwoPiece"),
@@ -77,7 +77,7 @@ def test_a_run_is_made_and_told_as_it_was_asked_for(settings, tmp_path):
     trainer = build_parts(plain, {"trainer": None})["trainer"](logger=False, default_root_dir=tmp_path)
     text = io.StringIO()
     told = announce_used(plain, loaded, module, trainer, Console(file=text, width=200))
-    assert told["draft"].startswith("attention Dense()") and "compiled by eager" in told["draft"]
+    assert told["draft"].startswith("attention Windowed()") and "compiled by eager" in told["draft"]
     assert "computed again" in told["draft"] and told["strategy"] == "SingleDeviceStrategy on 1 x CPUAccelerator"
-    assert told["precision"] == "32-true; draft weights float32" and "attention eager" in told["target"]
+    assert told["precision"] == "32-true; draft weights float32; matmul medium" and "attention eager" in told["target"]
     assert told["optimizer"] in text.getvalue()

@@ -65,6 +65,27 @@ def test_bf16_mixed_keeps_fp32_masters(tmp_path):
     assert all(torch.isfinite(p).all() for p in setup.module.draft.parameters())
 
 
+def test_only_the_drafts_part_of_a_step_multiplies_less_exactly(tmp_path, monkeypatch):
+    """The target's features, and what is evaluated between steps, are computed as they are decoded."""
+    setup = make_setup()
+    setup.module.matmul = "medium"
+    found = {"features": set(), "draft": set(), "update": set()}
+
+    def told(where: str, method):
+        def run(*args, **kwargs):
+            found[where].add(torch.get_float32_matmul_precision())
+            return method(*args, **kwargs)
+
+        return run
+
+    monkeypatch.setattr(setup.module, "features", told("features", setup.module.features))
+    monkeypatch.setattr(setup.module.objective, "weighting", told("draft", setup.module.objective.weighting))
+    monkeypatch.setattr(setup.module, "_step", told("update", setup.module._step))
+    fit(setup, tmp_path, steps=2)
+    assert found == {"features": {"highest"}, "draft": {"medium"}, "update": {"medium"}}
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 @pytest.mark.slow
 def test_a_one_layer_draft_reaches_full_acceptance_on_a_target_that_always_loops(tmp_path):
     """End to end: the target's greedy text runs into loops, on which a draft that is trained on it must be accepted
