@@ -87,7 +87,7 @@ def test_keys_that_do_not_compose_are_listed_with_suggestions(hydra_ready):
     assert found[0].startswith("data=nope: choose one of codealpaca, corpus, file")
     assert found[1] == "blocksize=4: there is no key blocksize; did you mean block_size?"
     assert found[2] == "draft.dpth=3: there is no key draft.dpth; did you mean draft.depth?"
-    assert found[3].startswith("steps=abc:") and "as in steps=1500" in found[3]
+    assert found[3].startswith("steps=abc:") and "as in steps=2000" in found[3]
     assert any(line.startswith("eval_every=0") for line in found)
 
 
