@@ -54,7 +54,7 @@ class Case:
         )  # fmt: skip
 
 
-# Sizes of the default run's draft, without head and variations, and the published one of gpt-oss-20b with experiment=gpt_oss_20b's sizes.
+# small: the default run's sizes, without head and variations. gpt_oss_20b: the published draft, experiment=gpt_oss_20b.
 SHAPES = {
     "small": Case(192, 576, 2, 3, 1, 64, True, 3, 4096, length=256, rows=2, anchors=24, block_size=8, chunk_blocks=64),
     "gpt_oss_20b": Case(
