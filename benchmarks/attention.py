@@ -153,7 +153,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--window", type=int, help="tokens that a slot sees; default: all")
     parser.add_argument(
-        "--matmul", choices=("highest", "high", "medium"), default="highest", help="see dflash.training"
+        "--matmul", choices=("highest", "high", "medium"), default="highest", help="see dflash/training/products.py"
     )
     return parser.parse_args(arguments)
 

@@ -36,6 +36,7 @@ WAYS = {
         ("flex", "grouped_mm"),
         ("fused", "grouped_mm"),
         ("flex_attention", "grouped_mm"),
+        ("fused", "eager"),
     ),
 }
 

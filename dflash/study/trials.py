@@ -35,8 +35,8 @@ class Trial:
     def training(self) -> str:
         """Fingerprint of all that decides the draft: trials that agree share it."""
         dropped = (*UNTRAINED_KEYS, *MEASURED_KEYS, *WHEN_KEYS)
-        kept = {key: value for key, value in self._placeless() if key not in dropped}
-        return fingerprint({key: value for key, value in kept.items() if (key, value) not in ADDED_SINCE.items()})
+        kept = (pair for pair in self._placeless() if pair[0] not in dropped and pair not in ADDED_SINCE.items())
+        return fingerprint(dict(kept))
 
     @property
     def stream(self) -> str:

@@ -34,8 +34,7 @@ def fused_attention(
 ) -> tuple[Tensor, None]:
     """query [B, N, Q, D], key and value [B, G, S, D], attention_mask additive [B, 1, Q, S], s_aux: sinks [N] or None
     -> ([B, Q, N, D], None). For inference: no dropout. ValueError for soft-capped scores (Gemma 2)."""
-    if softcap is not None:
-        raise ValueError(f"target.attention={FUSED}: it cannot cap scores at {softcap}; use target.attention=eager")
+    refuse_cap(softcap, FUSED)
     B, N, Q, D = query.shape
     if Q > 1 and key.shape[1] == 1 and query.device.type == "cpu":
         # Heads then share keys by their strides and the mask as it is, for the same numbers. At one token a pass the
@@ -60,8 +59,8 @@ def _rescaled(
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query_BGQD, key, value, attn_mask=mask_BGRQS.flatten(2, 3), scale=scale
     )
-    share_BGRQ = torch.sigmoid(lse.view(mask_BGRQS.shape[:-1]) - sinks)
-    return out * share_BGRQ.flatten(2)[..., None].to(out.dtype)
+    rows = mask_BGRQS.shape[:-1]
+    return with_sinks(out.view(*rows, -1), lse.view(rows), sinks).flatten(2, 3)
 
 
 def _padded(query_BGQD: Tensor, key: Tensor, value: Tensor, mask_BGRQS: Tensor, sinks: Tensor, scale: float) -> Tensor:
@@ -70,6 +69,18 @@ def _padded(query_BGQD: Tensor, key: Tensor, value: Tensor, mask_BGRQS: Tensor, 
     mask = F.pad(mask_BGRQS, (0, 1))
     mask[..., -1] = sinks
     return F.scaled_dot_product_attention(query_BGQD, key, value, attn_mask=mask.flatten(2, 3), scale=scale)
+
+
+def with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
+    """Attention's output [..., D] as if each head's sink were one more score with a value of zeros: times
+    e^lse / (e^lse + e^sink), with the log-sum-exp [...] of the scores that there are."""
+    return out * torch.sigmoid(lse - sinks)[..., None].to(out.dtype)
+
+
+def refuse_cap(softcap: float | None, attention: str) -> None:
+    """ValueError for scores that are soft-capped, between score and softmax, where a fused call lets nobody in."""
+    if softcap is not None:
+        raise ValueError(f"target.attention={attention}: it cannot cap scores at {softcap}; use target.attention=eager")
 
 
 def register_attention(name: str, attend: Callable[..., tuple[Tensor, None]]) -> None:

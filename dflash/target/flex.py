@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
-from dflash.target.attention import FUSED, fused_attention, register_attention
+from dflash.target.attention import FUSED, fused_attention, refuse_cap, register_attention, with_sinks
+from dflash.target.masks import is_behind
 
 FLEX = "flex"
 
@@ -38,8 +39,7 @@ def row_attention(
 ) -> tuple[Tensor, None]:
     """As ``fused_attention``, which takes the call where ``attention_mask`` is a tensor. On a CPU it runs uncompiled
     and does write scores: slow, for tests."""
-    if softcap is not None:
-        raise ValueError(f"target.attention={FLEX}: it cannot cap scores at {softcap}; use target.attention=eager")
+    refuse_cap(softcap, FLEX)
     if isinstance(attention_mask, Tensor):
         return fused_attention(module, query, key, value, attention_mask, scaling, s_aux=s_aux)
     shared = query.shape[1] // key.shape[1]
@@ -50,15 +50,8 @@ def row_attention(
         query, key, value, block_mask=attention_mask, scale=scaling, enable_gqa=True, return_aux=AuxRequest(lse=True)
     )
     if s_aux is not None:
-        out = with_sinks(out, aux.lse, s_aux)
+        out = with_sinks(out, aux.lse, s_aux[:, None])
     return out.transpose(1, 2).contiguous(), None
-
-
-def with_sinks(out_BNQD: Tensor, lse_BNQ: Tensor, sinks_N: Tensor) -> Tensor:
-    """Attention's output as if each head's sink were one more score with a value of zeros: a factor
-    e^lse / (e^lse + e^sink), with the log-sum-exp of the scores that there are."""
-    share_BNQ = torch.sigmoid(lse_BNQ - sinks_N.to(lse_BNQ.dtype)[:, None])
-    return out_BNQD * share_BNQ[..., None].to(out_BNQD.dtype)
 
 
 def attention_on(device: str, attention: str) -> str:
@@ -75,9 +68,7 @@ def _block_mask(documents_BS: Tensor, window: int | None) -> BlockMask:
     B, S = documents_BS.shape
 
     def visible(b, _, q, k):
-        behind = q - k
-        seen = (documents_BS[b, q] == documents_BS[b, k]) & (behind >= 0)
-        return seen if window is None else seen & (behind < window)
+        return (documents_BS[b, q] == documents_BS[b, k]) & is_behind(q - k, window)
 
     return create_block_mask(visible, B, None, S, S, device=documents_BS.device, _compile=documents_BS.is_cuda)
 

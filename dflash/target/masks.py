@@ -40,7 +40,7 @@ def slot_masks(
 def chain_over_slots(slots_BQ: Tensor, *, num_used: int, window: int | None = None) -> Tensor:
     """bool [B, 1, Q, num_used]: a token sees the slots up to its own, at most ``window`` back."""
     distance = slots_BQ[:, None, :, None] - torch.arange(num_used, device=slots_BQ.device)
-    return _behind(distance, window)
+    return is_behind(distance, window)
 
 
 def tree_over_slots(
@@ -69,11 +69,11 @@ def packed_causal(documents_BS: Tensor, window: int | None = None) -> Tensor:
     S = documents_BS.shape[1]
     index = torch.arange(S, device=documents_BS.device)
     distance = index[:, None] - index[None, :]
-    causal = _behind(distance, window)
+    causal = is_behind(distance, window)
     same = documents_BS[:, :, None] == documents_BS[:, None, :]
     return (same & causal)[:, None]
 
 
-def _behind(distance: Tensor, window: int | None) -> Tensor:
+def is_behind(distance: Tensor, window: int | None) -> Tensor:
     """bool: a key this many tokens behind its query is seen; own position included, at most ``window`` of them."""
     return distance >= 0 if window is None else (distance >= 0) & (distance < window)
