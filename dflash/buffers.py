@@ -16,6 +16,14 @@ def write_slots(buffer: Tensor, new: Tensor, slots_BQ: Tensor, *, dim: int) -> N
         buffer.scatter_(dim, index.expand_as(new), new)
 
 
+def join_rows(room: Tensor, count: int, new: Tensor, *, dim: int, num: int) -> Tensor:
+    """``new``'s rows come behind the first ``count`` of ``room``, with their first ``num`` slots, which dimension
+    ``dim`` counts: the rows that are in use then."""
+    end = count + len(new)
+    room[count:end].narrow(dim, 0, num).copy_(new.narrow(dim, 0, num))
+    return room[:end]
+
+
 def keep_rows(buffer: Tensor, rows: Tensor) -> Tensor:
     """Only these rows of a buffer (long [b]), which stays where it is in memory: [B, ...] -> [b, ...]."""
     return buffer[: len(rows)].copy_(buffer[rows])

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
+from torch import Tensor
 
-from dflash.decode.rows import Row, clock, last_valid, pad_prompts
+from dflash.decode.rows import Gained, last_valid
+from dflash.decode.run import Opening, Run
 from dflash.decode.sampling import Sampling, Uniforms
 from dflash.target.target import Target
 from dflash.types import DecodeTiming, DecodeTrace
@@ -27,52 +29,64 @@ class AutoregressiveDecoder:
         max_new_tokens: int,
         stop_token_ids: Iterable[int] = (),
         first_index: int = 0,
+        batch_size: int | None = None,
         on_tokens: Callable[[int], None] | None = None,
     ) -> tuple[list[DecodeTrace], DecodeTiming]:
-        """Decode all prompts as one batch. ``first_index``: the first prompt's number, which seeds its sampling."""
-        target, device, stops = self.target, self.target.device, frozenset(stop_token_ids)
-        ids_BS = pad_prompts(prompts, device=device)
-        lengths = [len(prompt) for prompt in prompts]
-        start = clock(device)
-        session = target.open(len(prompts), capacity=max(lengths) + max_new_tokens)
-        uniforms = Uniforms(
-            self.sampling, indices=range(first_index, first_index + len(prompts)), length=max_new_tokens, device=device
+        """Decode the prompts, ``batch_size`` at a time, the next as soon as one is done; None: all at once.
+
+        ``first_index``: the first prompt's number, which seeds its sampling. ``on_tokens``: told after each round how
+        many tokens all rows gained.
+        """
+        run = Run(
+            lambda opening: _Steps(self.target, self.sampling, opening, max_new_tokens=max_new_tokens),
+            prompts,
+            device=self.target.device,
+            max_new_tokens=max_new_tokens,
+            stops=frozenset(stop_token_ids),
+            first_index=first_index,
+            batch_size=batch_size,
+        )
+        for emissions in run.rounds():
+            if on_tokens is not None:
+                on_tokens(len(emissions))
+        return run.traces(), run.timing()
+
+
+class _Steps:
+    """The rows of a batch: the session that holds them, and the token that each has decided last."""
+
+    def __init__(self, target: Target, sampling: Sampling, opening: Opening, *, max_new_tokens: int):
+        self.target, self.sampling = target, sampling
+        ids_BS, lengths = opening.ids_BS, opening.lengths
+        device, first = ids_BS.device, opening.first_index
+        self.session = target.open(len(ids_BS), capacity=opening.longest + max_new_tokens)
+        self.uniforms = Uniforms(
+            sampling, indices=range(first, first + len(ids_BS)), length=max_new_tokens, device=device
         )
         lengths_B = torch.tensor(lengths, device=device)
-        position_B = torch.zeros_like(lengths_B)
-        hidden_BSH, _ = session.advance(ids_BS)
-        session.keep(lengths_B, lengths=lengths)
-        token_B = self._choose(last_valid(hidden_BSH, lengths_B), uniforms, position_B)
-        rows = running = [Row(i) for i in range(len(prompts))]
-        prefilled = clock(device)
-        num_rounds = 0
-        while True:
-            emitted = token_B.tolist()  # the one host sync of a round
-            for row, token in zip(running, emitted, strict=True):
-                row.emit([token], limit=max_new_tokens, stop_token_ids=stops)
-                if num_rounds:
-                    row.lengths.append(1)
-            if on_tokens is not None:
-                on_tokens(len(running))
-            alive = [i for i, row in enumerate(running) if not row.stopped and len(row.tokens) < max_new_tokens]
-            if not alive:
-                break
-            if len(alive) < len(running):
-                keep = torch.tensor(alive, device=device)
-                running = [running[i] for i in alive]
-                token_B, position_B = token_B[keep], position_B[keep]
-                lengths = [lengths[i] for i in alive]
-                session.select(keep, lengths=lengths)
-                uniforms.select(keep)
-            num_rounds += 1
-            lengths = [length + 1 for length in lengths]
-            position_B = position_B + 1
-            hidden_BQH, _ = session.advance(token_B[:, None])
-            session.keep(torch.ones_like(token_B), lengths=lengths)
-            token_B = self._choose(hidden_BQH[:, 0], uniforms, position_B)
-        done = clock(device)
-        return [row.trace() for row in rows], DecodeTiming(prefilled - start, done - prefilled, num_rounds)
+        self.position_B = torch.zeros_like(lengths_B)
+        hidden_BSH, _ = self.session.advance(ids_BS)
+        self.session.keep(lengths_B, lengths=lengths)
+        self.anchor_B = self._choose(last_valid(hidden_BSH, lengths_B))
 
-    def _choose(self, hidden_BH, uniforms: Uniforms, position_B):
-        numbers = uniforms.at("target", position_B, 1)
+    def round(self, lengths: list[int]) -> list[Gained]:
+        self.position_B = self.position_B + 1
+        hidden_B1H, _ = self.session.advance(self.anchor_B[:, None])
+        self.session.keep(torch.ones_like(self.anchor_B), lengths=lengths)
+        self.anchor_B = self._choose(hidden_B1H[:, 0])
+        return [Gained([token]) for token in self.anchor_B.tolist()]  # the one host sync of a round
+
+    def select(self, rows: Tensor, lengths: list[int]) -> None:
+        self.session.select(rows, lengths=[length - 1 for length in lengths])
+        self.uniforms.select(rows)
+        self.anchor_B, self.position_B = self.anchor_B[rows], self.position_B[rows]
+
+    def join(self, other: _Steps) -> None:
+        self.session.join(other.session)
+        self.uniforms.join(other.uniforms)
+        self.anchor_B = torch.cat([self.anchor_B, other.anchor_B])
+        self.position_B = torch.cat([self.position_B, other.position_B])
+
+    def _choose(self, hidden_BH: Tensor) -> Tensor:
+        numbers = self.uniforms.at("target", self.position_B, 1)
         return self.sampling.choose(self.target.logits(hidden_BH), None if numbers is None else numbers[:, 0])

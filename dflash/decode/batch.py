@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dflash.decode.proposer import Proposer
 from dflash.decode.rows import Gained, last_valid
+from dflash.decode.run import Opening
 from dflash.decode.sampling import Sampling, Uniforms
 from dflash.decode.verify import Verifier
 from dflash.draft.heads.slots import Slots
@@ -34,15 +35,13 @@ class Engine:
 
 
 class Batch:
-    """Opens the sessions and runs the prompts, of ``lengths`` tokens each. anchor_B: the last token decided, not yet
-    in any session."""
+    """Opens the sessions and reads the prompts. anchor_B: the last token decided, not yet in any session."""
 
-    def __init__(
-        self, engine: Engine, ids_BS: Tensor, lengths: Sequence[int], *, max_new_tokens: int, first_index: int
-    ):
+    def __init__(self, engine: Engine, opening: Opening, *, max_new_tokens: int):
         self.engine = engine
         target, proposer, K = engine.target, engine.proposer, engine.block_size
-        B, longest = ids_BS.shape
+        ids_BS, lengths, longest = opening.ids_BS, opening.lengths, opening.longest
+        B, first_index = len(ids_BS), opening.first_index
         lengths_B = torch.tensor(lengths, device=ids_BS.device)
         # the last proposals may reach past the last token wanted
         capacity = longest + max_new_tokens + 1 + engine.verifier.most_proposals(K - 1)
@@ -87,6 +86,15 @@ class Batch:
             self.proposing.select(rows, lengths=held)
         self.uniforms.select(rows)
         self.anchor_B, self.position_B = self.anchor_B[rows], self.position_B[rows]
+
+    def join(self, other: Batch) -> None:
+        """The rows of ``other``, which ends with that, come behind those here; no more than have left."""
+        self.target_session.join(other.target_session)
+        if self.proposing is not None and other.proposing is not None:
+            self.proposing.join(other.proposing)
+        self.uniforms.join(other.uniforms)
+        self.anchor_B = torch.cat([self.anchor_B, other.anchor_B])
+        self.position_B = torch.cat([self.position_B, other.position_B])
 
     def _propose(self) -> Proposal:
         engine, target = self.engine, self.engine.target

@@ -13,7 +13,7 @@ import torch
 
 from dflash.decode.batch import Batch, Engine
 from dflash.decode.proposer import Proposer, proposer_of
-from dflash.decode.rows import Gained, Row, clock, pad_prompts
+from dflash.decode.run import Run
 from dflash.decode.sampling import Sampling
 from dflash.decode.verify import Match, RoundCosts, Verifier, measure_costs
 from dflash.draft.draft import Draft
@@ -78,17 +78,20 @@ class SpeculativeDecoder:
         max_new_tokens: int,
         stop_token_ids: Iterable[int] = (),
         first_index: int = 0,
+        batch_size: int | None = None,
         on_tokens: Callable[[int], None] | None = None,
     ) -> tuple[list[DecodeTrace], DecodeTiming]:
-        """Decode all prompts as one batch. ``first_index``: the first prompt's number, which seeds its sampling."""
-        run = self._start(prompts, max_new_tokens, stop_token_ids, first_index)
+        """Decode the prompts, ``batch_size`` at a time, the next as soon as one is done; None: all at once.
+
+        ``first_index``: the first prompt's number, which seeds its sampling. ``on_tokens``: told after each round how
+        many tokens each row gained.
+        """
+        run = self._start(prompts, max_new_tokens, stop_token_ids, first_index, batch_size)
         for emissions in run.rounds():
             if on_tokens is not None:
                 for _, count in emissions:
                     on_tokens(count)
-        done = clock(self.target.device)
-        timing = DecodeTiming(run.prefilled - run.started, done - run.prefilled, run.num_rounds)
-        return [row.trace() for row in run.rows], timing
+        return run.traces(), run.timing()
 
     @torch.no_grad()
     def stream(
@@ -100,7 +103,7 @@ class SpeculativeDecoder:
         first_index: int = 0,
     ) -> Iterator[StreamedToken]:
         """The tokens that ``generate`` gives for this prompt alone, those of a round as soon as it is over."""
-        run = self._start([prompt], max_new_tokens, stop_token_ids, first_index)
+        run = self._start([prompt], max_new_tokens, stop_token_ids, first_index, 1)
         for [(gained, count)] in run.rounds():
             last = len(gained.tokens) - 1
             for i, token in enumerate(gained.tokens[:count]):
@@ -112,13 +115,20 @@ class SpeculativeDecoder:
         max_new_tokens: int,
         stop_token_ids: Iterable[int],
         first_index: int,
-    ) -> _Run:
-        verifier = self.verifier
+        batch_size: int | None,
+    ) -> Run:
+        verifier, together = self.verifier, min(len(prompts), batch_size or len(prompts))
         if self.block_size > 1:
-            verifier = verifier.ready(lambda most, grow: self._measured(len(prompts), most, grow))
+            verifier = verifier.ready(lambda most, grow: self._measured(together, most, grow))
         engine = Engine(self.target, self.proposer, self.block_size, self.sampling, verifier)
-        return _Run(
-            engine, prompts, max_new_tokens=max_new_tokens, stops=frozenset(stop_token_ids), first_index=first_index
+        return Run(
+            lambda opening: Batch(engine, opening, max_new_tokens=max_new_tokens),
+            prompts,
+            device=self.target.device,
+            max_new_tokens=max_new_tokens,
+            stops=frozenset(stop_token_ids),
+            first_index=first_index,
+            batch_size=batch_size,
         )
 
     def _measured(self, batch_size: int, max_proposals: int, grow: Work) -> RoundCosts:
@@ -138,54 +148,3 @@ class SpeculativeDecoder:
                 grow=grow,
             )
         return self._costs[key]
-
-
-class _Run:
-    """The host's side of one batch: limits, stop tokens, and which rows are still running.
-
-    started, prefilled: clock in seconds before and after the prompts. num_rounds: rounds run so far.
-    """
-
-    def __init__(
-        self,
-        engine: Engine,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        stops: frozenset[int],
-        first_index: int,
-    ):
-        self.device = engine.target.device
-        self.prompt_lengths = [len(prompt) for prompt in prompts]
-        self.max_new_tokens, self.stops = max_new_tokens, stops
-        ids_BS = pad_prompts(prompts, device=self.device)
-        self.started = clock(self.device)
-        self.batch = Batch(engine, ids_BS, self.prompt_lengths, max_new_tokens=max_new_tokens, first_index=first_index)
-        self.prefilled = clock(self.device)
-        self.rows = [Row(i) for i in range(len(prompts))]
-        self.num_rounds = 0
-
-    def rounds(self) -> Iterator[list[tuple[Gained, int]]]:
-        """What each running row gained and how much of it was emitted: of the prefill first, then round by round."""
-        running = self.rows
-        gained = [Gained([token]) for token in self.batch.anchor_B.tolist()]
-        while True:
-            yield [(gain, self._emit(row, gain)) for row, gain in zip(running, gained, strict=True)]
-            alive = [i for i, row in enumerate(running) if self._goes_on(row)]
-            if not alive:
-                return
-            lengths = [self.prompt_lengths[running[i].index] + len(running[i].tokens) for i in alive]
-            if len(alive) < len(running):
-                self.batch.select(torch.tensor(alive, device=self.device), lengths)
-                running = [running[i] for i in alive]
-            gained = self.batch.round(lengths)
-            self.num_rounds += 1
-
-    def _emit(self, row: Row, gained: Gained) -> int:
-        count = row.emit(gained.tokens, limit=self.max_new_tokens, stop_token_ids=self.stops)
-        if self.num_rounds:
-            row.note(gained, count)
-        return count
-
-    def _goes_on(self, row: Row) -> bool:
-        return not row.stopped and len(row.tokens) < self.max_new_tokens

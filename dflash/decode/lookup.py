@@ -108,3 +108,6 @@ class _LookingUp:
 
     def select(self, rows: Tensor, *, lengths: Sequence[int]) -> None:
         self.rows = [self.rows[i] for i in rows.tolist()]
+
+    def join(self, other: _LookingUp) -> None:
+        self.rows = self.rows + other.rows

@@ -7,7 +7,7 @@ the output stays the target's own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -34,6 +34,10 @@ class Proposing(Protocol):
 
     def select(self, rows: Tensor, *, lengths: Sequence[int]) -> None:
         """Keep only these rows of the batch, which hold so many tokens each."""
+        ...
+
+    def join(self, other: Self) -> None:
+        """The rows of ``other``, of the same proposer, come behind those here; no more than have left."""
         ...
 
 
@@ -112,6 +116,9 @@ class _Blocks:
     def select(self, rows: Tensor, *, lengths: Sequence[int]) -> None:
         self.session.select(rows, lengths=lengths)
 
+    def join(self, other: _Blocks) -> None:
+        self.session.join(other.session)
+
 
 class _Steps:
     def __init__(self, draft: Draft, target: Target, batch_size: int, *, capacity: int, block_size: int):
@@ -126,6 +133,9 @@ class _Steps:
 
     def select(self, rows: Tensor, *, lengths: Sequence[int]) -> None:
         self.session.select(rows, lengths=lengths)
+
+    def join(self, other: _Steps) -> None:
+        self.session.join(other.session)
 
     def _logits(self, hidden_B1H: Tensor) -> Tensor:
         return self.target.logits(hidden_B1H.to(self.target.dtype))

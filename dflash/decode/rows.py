@@ -57,12 +57,7 @@ class Row:
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], *, device: torch.device) -> Tensor:
-    """Ids, long [B, longest], padded with 0 at the end.
-
-    Raises ValueError for an empty batch or an empty prompt.
-    """
-    if not prompts or not all(len(prompt) for prompt in prompts):
-        raise ValueError("every prompt needs at least one token; drop empty prompts")
+    """Ids, long [B, longest], padded with 0 at the end."""
     ids = torch.zeros(len(prompts), max(map(len, prompts)), dtype=torch.long)
     for row, prompt in enumerate(prompts):
         ids[row, : len(prompt)] = torch.tensor(list(prompt))

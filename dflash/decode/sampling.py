@@ -87,6 +87,10 @@ class Uniforms:
         """Keep only these rows of the batch."""
         self.tables = {stream: table[rows] for stream, table in self.tables.items()}
 
+    def join(self, other: Uniforms) -> None:
+        """The rows of ``other``, of as many positions, come behind those here."""
+        self.tables = {stream: torch.cat([table, other.tables[stream]]) for stream, table in self.tables.items()}
+
 
 def _philox(seed: int, index: int, stream: str) -> np.random.Generator:
     digest = hashlib.sha256(f"{seed}/{index}/{stream}".encode()).digest()

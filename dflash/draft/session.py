@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dflash.buffers import keep_rows, write_slots
+from dflash.buffers import join_rows, keep_rows, write_slots
 from dflash.replay import Recorder, Replay, own_zeros
 from dflash.shown import in_steps, shown_slots
 
@@ -39,6 +39,7 @@ class DraftSession:
         recorder = None if extension is None else extension.recorder
         zeros = own_zeros if recorder is None else recorder.lend(self)
         self.buffers = [zeros(weight, size) for _ in range(2 * len(draft.layers))]  # keys, values, layer by layer
+        self._room = self.buffers  # of the rows that have left, others may take the places
         self._windows = [window for window in shape.layout for _ in ("keys", "values")]
         widest = max((window for window in shape.layout if window is not None), default=None)
         # what sliding layers are shown: all, where recordings are bound to where a buffer begins
@@ -90,6 +91,16 @@ class DraftSession:
         self.lengths_B = self.lengths_B[rows]
         self.shortest, self.longest = min(lengths), max(lengths)
         self.buffers = [keep_rows(buffer, rows) for buffer in self.buffers]
+        self._shown = None
+
+    def join(self, other: DraftSession) -> None:
+        """The rows of ``other``, which ends with that, come behind those here; no more than have left."""
+        count, num = len(self.lengths_B), other.longest
+        self.buffers = [
+            join_rows(room, count, new, dim=1, num=num) for room, new in zip(self._room, other.buffers, strict=True)
+        ]
+        self.lengths_B = torch.cat([self.lengths_B, other.lengths_B])
+        self.shortest, self.longest = min(self.shortest, other.shortest), max(self.longest, other.longest)
         self._shown = None
 
     @property

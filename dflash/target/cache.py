@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLayer
 
-from dflash.buffers import keep_rows, write_slots
+from dflash.buffers import join_rows, keep_rows, write_slots
 from dflash.replay import Zeros, own_zeros
 
 
@@ -44,6 +44,7 @@ class SlotLayer(CacheLayerMixin):
         shape = (B, heads, self.owner.capacity, head_dim)
         self.keys = self.owner.zeros(key_states, shape)
         self.values = self.owner.zeros(value_states, (*shape[:-1], value_states.shape[-1]))
+        self._room = self.keys, self.values  # of the rows that have left, others may take the places
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
@@ -83,6 +84,14 @@ class SlotLayer(CacheLayerMixin):
         """Keep only these rows of the batch."""
         if self.is_initialized:
             self.keys, self.values = (keep_rows(buffer, rows) for buffer in (self.keys, self.values))
+
+    def join(self, other: SlotLayer, num_slots: int) -> None:
+        """The rows of ``other``, with their first ``num_slots`` slots, come behind those here."""
+        if self.is_initialized:
+            count, new = len(self.keys), (other.keys, other.values)
+            self.keys, self.values = (
+                join_rows(room, count, more, dim=2, num=num_slots) for room, more in zip(self._room, new, strict=True)
+            )
 
 
 class SlotCache(Cache):
@@ -155,6 +164,13 @@ class SlotCache(Cache):
         for layer in self.layers:
             if isinstance(layer, SlotLayer):
                 layer.select(rows)
+
+    def join(self, other: SlotCache, num_slots: int) -> None:
+        """The rows of ``other``, with their first ``num_slots`` slots, come behind those here."""
+        self._shown = None
+        for layer, more in zip(self.layers, other.layers, strict=True):
+            if isinstance(layer, SlotLayer):
+                layer.join(more, num_slots)
 
 
 def capacity_error(needed: int, capacity: int) -> ValueError:

@@ -82,6 +82,13 @@ class Recurrence:
         if self.counts_B is not None:
             self.counts_B = self.counts_B[rows]
 
+    def join(self, other: Recurrence) -> None:
+        """The rows of ``other`` come behind those here."""
+        for settled in (self, other):
+            settled._settle()
+        for i in self.indices:
+            append(self.cache.layers[i], other.cache.layers[i])
+
     def _watch(self, index: int, watched: Pass):
         """A hook that notes the call of the one module that is handed the cache."""
 
@@ -149,3 +156,11 @@ def put(layer: LinearAttentionLayer, source: LinearAttentionLayer, rows: Tensor)
         for j, state in states.items():
             if state is not None:
                 state[rows] = 0 if new[j] is None else new[j]
+
+
+def append(layer: LinearAttentionLayer, other: LinearAttentionLayer) -> None:
+    """The rows of ``other`` come behind those of the layer; both have run over tokens."""
+    for states, new in ((layer.conv_states, other.conv_states), (layer.recurrent_states, other.recurrent_states)):
+        for j, state in states.items():
+            if state is not None:
+                states[j] = torch.cat([state, new[j]])

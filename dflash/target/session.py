@@ -88,3 +88,10 @@ class TargetSession:
         self.recurrence.select(rows)
         self.lengths_B = self.lengths_B[rows]
         self.shortest, self.longest = min(lengths), max(lengths)
+
+    def join(self, other: TargetSession) -> None:
+        """The rows of ``other``, which ends with that, come behind those here; no more than have left."""
+        self.cache.join(other.cache, other.longest)
+        self.recurrence.join(other.recurrence)
+        self.lengths_B = torch.cat([self.lengths_B, other.lengths_B])
+        self.shortest, self.longest = min(self.shortest, other.shortest), max(self.longest, other.longest)

@@ -39,10 +39,14 @@ class ScriptedDraft:
         self.sureness = sureness
         self.sequences = [list(sequence) for sequence in sequences]
         self.change = change
+        self.num_opened = 0
 
     def open(self, batch_size: int, *, capacity: int, extension: None = None) -> ScriptedSession:
-        assert batch_size == len(self.sequences)
-        return ScriptedSession(self, capacity=capacity)
+        """A session of the next rows, which a call of a decoder opens in order, all of them."""
+        first = self.num_opened % len(self.sequences)
+        assert first + batch_size <= len(self.sequences)
+        self.num_opened += batch_size
+        return ScriptedSession(self, range(first, first + batch_size))
 
     def only(self, row: int) -> ScriptedDraft:
         """The same script for one row alone."""
@@ -56,9 +60,9 @@ class ScriptedDraft:
 
 
 class ScriptedSession:
-    def __init__(self, draft: ScriptedDraft, *, capacity: int):
+    def __init__(self, draft: ScriptedDraft, rows: range):
         self.draft = draft
-        self.rows = list(range(len(draft.sequences)))
+        self.rows = list(rows)
         self.lengths_B = torch.zeros(len(self.rows), dtype=torch.long)
 
     def extend(self, taps_BQTH: Tensor, counts_B: Tensor, *, lengths: Sequence[int]) -> None:
@@ -80,6 +84,10 @@ class ScriptedSession:
         self.rows = [self.rows[i] for i in rows.tolist()]
         self.lengths_B = self.lengths_B[rows]
         assert list(lengths) == self.lengths_B.tolist()
+
+    def join(self, other: ScriptedSession) -> None:
+        self.rows = self.rows + other.rows
+        self.lengths_B = torch.cat([self.lengths_B, other.lengths_B])
 
 
 def perfect(row: int, index: int, token: int) -> int:

@@ -112,8 +112,13 @@ def run_case(number: int, counts: Counter | None = None) -> str | None:
     draft = pick_draft(dice, here, rows, stops)
     block_size = dice.randint(1, LONGEST_BLOCK)
     decoder = SpeculativeDecoder(here.target, draft, block_size=block_size, sampling=here.sampling, verifier=verifier)
+    together = dice.choice((None, dice.randint(1, count)))
     traces, _ = decoder.generate(
-        [here.prompts[row] for row in rows], max_new_tokens=limit, stop_token_ids=stops, first_index=first
+        [here.prompts[row] for row in rows],
+        max_new_tokens=limit,
+        stop_token_ids=stops,
+        first_index=first,
+        batch_size=together,
     )
     kind = "tree" if verifier.needs_tree else "chain"
     how = "greedy" if here.sampling.greedy else "sampled"
@@ -122,8 +127,8 @@ def run_case(number: int, counts: Counter | None = None) -> str | None:
             counts[family, f"{kind}, {how}"] += 1
         wanted = expected(here.outputs[row], limit, stops)
         if (trace.tokens, trace.stopped) != wanted or sum(trace.lengths) + 1 != len(trace.tokens):
-            what = f"{family}, block {block_size}, {verifier}, {type(draft).__name__}, {here.sampling}, prompt {row}"
-            return f"case {number}: {what}: {trace.tokens} is not {wanted}"
+            what = f"{family}, block {block_size}, {verifier}, {type(draft).__name__}, {here.sampling}"
+            return f"case {number}: {what}, {together} at a time, prompt {row}: {trace.tokens} is not {wanted}"
     return None
 
 

@@ -1,0 +1,154 @@
+"""The host's side of a decode: which prompts are running, which wait for a place, limits and stop tokens.
+
+Both decoders run here; what they do to tensors is their batch's business. A prompt that waits takes the place of one
+that is done (continuous batching: Yu et al., Orca, 2022), so that a batch stays full until no prompt waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from dflash.decode.rows import Gained, Row, clock, pad_prompts
+from dflash.types import DecodeTiming, DecodeTrace
+
+FEWEST_TO_JOIN = 8  # a batch of 8 n rows waits for n free places, as prompts that are read together cost less
+
+
+class Rows(Protocol):
+    """The device's side: the rows of one batch. anchor_B: long, the last token decided of each."""
+
+    anchor_B: Tensor
+
+    def round(self, lengths: list[int]) -> list[Gained]:
+        """What each row gains in a round. ``lengths``: tokens each row has so far, anchor included."""
+        ...
+
+    def select(self, rows: Tensor, lengths: list[int]) -> None:
+        """Keep only these rows (long [b]). ``lengths``: tokens each of them has so far, anchor included."""
+        ...
+
+    def join(self, other: Self) -> None:
+        """The rows of ``other``, which ends with that, come behind those here: no more than have left."""
+        ...
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Prompts to be read into a batch of their own: ids_BS, padded at the end, of which ``lengths`` are real;
+    ``first_index``, the first one's number; longest, the tokens of the longest prompt that may join it later."""
+
+    ids_BS: Tensor
+    lengths: list[int]
+    first_index: int
+    longest: int
+
+
+class Run:
+    """One call of a decoder. ``open_batch`` reads prompts. ``batch_size``: most rows at a time, None: all prompts.
+
+    rows: all of them, in order. num_rounds: rounds run so far. Raises ValueError for a batch size below 1, an empty
+    prompt, and no prompts.
+    """
+
+    def __init__(
+        self,
+        open_batch: Callable[[Opening], Rows],
+        prompts: Sequence[Sequence[int]],
+        *,
+        device: torch.device,
+        max_new_tokens: int,
+        stops: frozenset[int],
+        first_index: int,
+        batch_size: int | None,
+    ):
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size={batch_size}: must be at least 1")
+        if not prompts or not all(len(prompt) for prompt in prompts):
+            raise ValueError("every prompt needs at least one token; drop empty prompts")
+        self.open_batch, self.prompts, self.device = open_batch, prompts, device
+        self.max_new_tokens, self.stops, self.first_index = max_new_tokens, stops, first_index
+        self.batch_size = len(prompts) if batch_size is None else batch_size
+        self.rows = [Row(i) for i in range(len(prompts))]
+        self.running: list[Row] = []
+        self.batch: Rows | None = None
+        self.num_rounds = self.num_read = 0
+        self._started, self._reading = clock(device), 0.0
+
+    def rounds(self) -> Iterator[list[tuple[Gained, int]]]:
+        """What running rows gained and how much of it was emitted: of prompts when they are read, then by round."""
+        while True:
+            count = self._to_read()
+            if count:
+                yield self._read(count)
+            elif self.batch is not None:
+                gained = self.batch.round([self._length(row) for row in self.running])
+                self.num_rounds += 1
+                yield [(gain, self._emit(row, gain)) for row, gain in zip(self.running, gained, strict=True)]
+            else:
+                return
+            self._dismiss()
+
+    def timing(self) -> DecodeTiming:
+        """Seconds up to now, of reading prompts and of all else."""
+        seconds = clock(self.device) - self._started
+        return DecodeTiming(self._reading, seconds - self._reading, self.num_rounds)
+
+    def traces(self) -> list[DecodeTrace]:
+        return [row.trace() for row in self.rows]
+
+    def _to_read(self) -> int:
+        """How many of the prompts that wait are read now."""
+        count = min(self.batch_size - len(self.running), len(self.rows) - self.num_read)
+        together = min(-(-self.batch_size // FEWEST_TO_JOIN), len(self.rows) - self.num_read)
+        return count if not self.running or count >= together else 0
+
+    def _read(self, count: int) -> list[tuple[Gained, int]]:
+        started = clock(self.device)
+        new, rest = self.rows[self.num_read : self.num_read + count], self.prompts[self.num_read :]
+        opens = self.batch is None and self.batch_size > 1  # a batch that those which wait may join
+        longest = max(map(len, rest if opens else rest[:count]))
+        opened = self.open_batch(
+            Opening(
+                pad_prompts(rest[:count], device=self.device),
+                [len(prompt) for prompt in rest[:count]],
+                self.first_index + self.num_read,
+                longest,
+            )
+        )
+        gained = [Gained([token]) for token in opened.anchor_B.tolist()]
+        if self.batch is None:
+            self.batch = opened
+        else:
+            self.batch.join(opened)
+        self.running = self.running + new
+        self.num_read += count
+        self._reading += clock(self.device) - started
+        return [(gain, row.emit(gain.tokens, limit=self.max_new_tokens, stop_token_ids=self.stops))
+                for row, gain in zip(new, gained, strict=True)]  # fmt: skip
+
+    def _emit(self, row: Row, gained: Gained) -> int:
+        count = row.emit(gained.tokens, limit=self.max_new_tokens, stop_token_ids=self.stops)
+        row.note(gained, count)
+        return count
+
+    def _dismiss(self) -> None:
+        """Rows that are done leave."""
+        alive = [i for i, row in enumerate(self.running) if not self._done(row)]
+        if len(alive) == len(self.running):
+            return
+        self.running = [self.running[i] for i in alive]
+        if not alive:
+            self.batch = None
+        elif self.batch is not None:
+            self.batch.select(torch.tensor(alive, device=self.device), [self._length(row) for row in self.running])
+
+    def _done(self, row: Row) -> bool:
+        return row.stopped or len(row.tokens) >= self.max_new_tokens
+
+    def _length(self, row: Row) -> int:
+        return len(self.prompts[row.index]) + len(row.tokens)
