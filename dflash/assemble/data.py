@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
+from dflash.assemble.engines import as_generate
 from dflash.data.corpus import read_corpus
 from dflash.data.corpus_prompts import corpus_prompts
 from dflash.data.documents import Document
@@ -98,7 +99,6 @@ class RegeneratedData(DataRecipe):
             generate=self._generate(loaded),
             fingerprint=self.fingerprint(loaded),
             cache_dir=self.cache,
-            batch_size=self.regenerate_batch_size,
             shard_size=self.shard_size,
             progress=progress,
             rank=rank,
@@ -131,12 +131,12 @@ class RegeneratedData(DataRecipe):
 
     def _generate(self, loaded: LoadedTarget):
         decoder = AutoregressiveDecoder(loaded.target, sampling=Sampling(temperature=self.temperature, seed=self.seed))
-
-        def generate(prompts: list[list[int]], first: int) -> list[tuple[int, ...]]:
-            limits = {"max_new_tokens": self.max_new_tokens, "stop_token_ids": loaded.stop_token_ids}
-            return [trace.tokens for trace in decoder.generate(prompts, first_index=first, **limits)[0]]
-
-        return generate
+        return as_generate(
+            decoder,
+            max_new_tokens=self.max_new_tokens,
+            stop_token_ids=loaded.stop_token_ids,
+            batch_size=self.regenerate_batch_size,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dflash.data.regeneration.backoff import Backoff
-from dflash.data.regeneration.engine import Engine
+from dflash.data.regeneration.engine import Engine, Generate
 from dflash.data.regeneration.local import LocalEngine
 from dflash.data.regeneration.server import ServerCall, ServerEngine
 from dflash.decode.baseline import AutoregressiveDecoder
@@ -44,14 +44,20 @@ class LocalRecipe:
         if self.draft is not None:
             draft, _ = find_source(self.draft).load(loaded)
             decoder = SpeculativeDecoder(loaded.target, draft, sampling=sampling)
-        limits = {"max_new_tokens": max_new_tokens, "stop_token_ids": loaded.stop_token_ids}
-
-        def generate(prompts: list[list[int]], first: int) -> list[tuple[int, ...]]:
-            return [trace.tokens for trace in decoder.generate(prompts, first_index=first, **limits)[0]]
-
+        stops, size = loaded.stop_token_ids, self.batch_size
+        generate = as_generate(decoder, max_new_tokens=max_new_tokens, stop_token_ids=stops, batch_size=size)
         identity = {"engine": "local", "target": loaded.target.fingerprint(), "dtype": str(loaded.target.dtype)}
-        stops = loaded.stop_token_ids
-        return LocalEngine(generate, identity=identity, batch_size=self.batch_size, stop_token_ids=stops)
+        return LocalEngine(generate, identity=identity, batch_size=size, stop_token_ids=stops)
+
+
+def as_generate(decoder: AutoregressiveDecoder | SpeculativeDecoder, **limits) -> Generate:
+    """The decoder as what regeneration asks for responses; ``limits`` go to it."""
+
+    def generate(prompts: list[list[int]], first: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+        for place, trace in decoder.as_done(prompts, first_index=first, **limits):
+            yield place, trace.tokens
+
+    return generate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,9 +20,8 @@ import pyarrow.parquet
 from dflash.data.atomic import replace_file
 from dflash.data.documents import Document
 from dflash.data.prompts import Prompt
+from dflash.data.regeneration.engine import Generate
 from dflash.data.sources import response_document
-
-Generate = Callable[[list[list[int]], int], Sequence[Sequence[int]]]
 
 HASH_KEY = b"content_sha256"
 PATIENCE_SECONDS = 1800.0  # a shard of long answers from a large target takes minutes
@@ -36,7 +35,6 @@ def regenerate(
     generate: Generate,
     fingerprint: Mapping[str, Any],
     cache_dir: str | Path,
-    batch_size: int,
     shard_size: int = 256,
     progress: Callable[[int, int], None] | None = None,
     rank: int = 0,
@@ -45,8 +43,8 @@ def regenerate(
 ) -> list[Document]:
     """One document per prompt, in order: the prompt's ids unsupervised, the target's response supervised.
 
-    generate: (ids of consecutive prompts, index of the first) -> their responses, stop token included. Anything random
-    in it must depend on a prompt's index only; then a continued run equals an uninterrupted one.
+    generate: is handed the prompts of a shard. As what it draws depends on a prompt's number only, a continued run
+    equals an uninterrupted one.
     fingerprint: plain values, everything else that decides the responses (target, tokenizer, sampling, length, ...).
     Together with the prompts it names the cache folder, so that a changed input never meets an old response.
     Shards of ``shard_size`` prompts are written whole or not at all, with a hash that is verified on reading.
@@ -54,8 +52,8 @@ def regenerate(
     rank, world: of processes that run this together over one cache folder; each writes its share of the shards and
     waits for the others'. Where none of those comes for ``patience`` seconds, it writes them itself.
     """
-    if batch_size < 1 or shard_size < 1:
-        raise ValueError(f"data: batch_size={batch_size} and shard_size={shard_size} must be at least 1")
+    if shard_size < 1:
+        raise ValueError(f"data: shard_size={shard_size} must be at least 1")
     folder = _open_cache(Path(cache_dir), {**fingerprint, "prompts_sha256": prompts_hash(prompts)})
     done, report = 0, progress or (lambda done, total: None)
     report(0, len(prompts))
@@ -66,13 +64,13 @@ def regenerate(
         report(done, len(prompts))
 
     shards = _shards(prompts, folder, shard_size)
-    responses = {shard: _made(shard, generate, batch_size, advance) for shard in shards[rank::world]}
+    responses = {shard: _made(shard, generate, advance) for shard in shards[rank::world]}
     for shard in shards:
         if shard not in responses:
             found = _awaited(shard, patience)
             if found is None:
                 patience = 0.0  # they are not there, then
-                responses[shard] = _made(shard, generate, batch_size, advance)
+                responses[shard] = _made(shard, generate, advance)
             else:
                 responses[shard] = found
                 advance(len(shard.prompts))
@@ -97,17 +95,19 @@ def _shards(prompts: Sequence[Prompt], folder: Path, size: int) -> list[_Shard]:
     return [_Shard(i, part, folder / f"{i:08d}-{i + len(part) - 1:08d}.parquet") for i, part in parts]
 
 
-def _made(shard: _Shard, generate: Generate, batch_size: int, advance: Callable[[int], None]) -> list[tuple[int, ...]]:
+def _made(shard: _Shard, generate: Generate, advance: Callable[[int], None]) -> list[tuple[int, ...]]:
     """The responses, from the file where it has them, else generated and written."""
     found = _read_shard(shard.path, shard.prompts)
     if found is not None:
         advance(len(shard.prompts))
         return found
-    responses: list[tuple[int, ...]] = []
-    for start in range(0, len(shard.prompts), batch_size):
-        batch = shard.prompts[start : start + batch_size]
-        responses += _generate_batch(batch, shard.first + start, generate)
-        advance(len(batch))
+    made: dict[int, tuple[int, ...]] = {}
+    for place, response in generate([list(prompt.ids) for prompt in shard.prompts], shard.first):
+        made[place] = tuple(int(token) for token in response)
+        advance(1)
+    if sorted(made) != list(range(len(shard.prompts))):
+        raise ValueError(f"generate returned {len(made)} responses to {len(shard.prompts)} prompts")
+    responses = [made[place] for place in range(len(shard.prompts))]
     _write_shard(shard.path, shard.prompts, responses)
     return responses
 
@@ -155,13 +155,6 @@ def _open_cache(cache_dir: Path, everything: dict) -> Path:
     if not manifest.exists() or manifest.read_text(encoding="utf-8") != text:
         replace_file(manifest, lambda path: path.write_text(text, encoding="utf-8"))
     return folder
-
-
-def _generate_batch(batch: Sequence[Prompt], first: int, generate: Generate) -> list[tuple[int, ...]]:
-    found = generate([list(prompt.ids) for prompt in batch], first)
-    if len(found) != len(batch):
-        raise ValueError(f"generate returned {len(found)} responses to {len(batch)} prompts")
-    return [tuple(int(token) for token in response) for response in found]
 
 
 def _write_shard(path: Path, shard: Sequence[Prompt], responses: Sequence[Sequence[int]]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -37,7 +37,34 @@ class AutoregressiveDecoder:
         ``first_index``: the first prompt's number, which seeds its sampling. ``on_tokens``: told after each round how
         many tokens all rows gained.
         """
-        run = Run(
+        run = self._start(prompts, max_new_tokens, stop_token_ids, first_index, batch_size)
+        for emissions in run.rounds():
+            if on_tokens is not None:
+                on_tokens(len(emissions))
+        return run.traces(), run.timing()
+
+    @torch.no_grad()
+    def as_done(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop_token_ids: Iterable[int] = (),
+        first_index: int = 0,
+        batch_size: int | None = None,
+    ) -> Iterator[tuple[int, DecodeTrace]]:
+        """What ``generate`` gives, each prompt as soon as it is done, with its place among the prompts."""
+        yield from self._start(prompts, max_new_tokens, stop_token_ids, first_index, batch_size).as_done()
+
+    def _start(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        stop_token_ids: Iterable[int],
+        first_index: int,
+        batch_size: int | None,
+    ) -> Run:
+        return Run(
             lambda opening: _Steps(self.target, self.sampling, opening, max_new_tokens=max_new_tokens),
             prompts,
             device=self.target.device,
@@ -46,10 +73,6 @@ class AutoregressiveDecoder:
             first_index=first_index,
             batch_size=batch_size,
         )
-        for emissions in run.rounds():
-            if on_tokens is not None:
-                on_tokens(len(emissions))
-        return run.traces(), run.timing()
 
 
 class _Steps:

@@ -94,6 +94,19 @@ class SpeculativeDecoder:
         return run.traces(), run.timing()
 
     @torch.no_grad()
+    def as_done(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        stop_token_ids: Iterable[int] = (),
+        first_index: int = 0,
+        batch_size: int | None = None,
+    ) -> Iterator[tuple[int, DecodeTrace]]:
+        """What ``generate`` gives, each prompt as soon as it is done, with its place among the prompts."""
+        yield from self._start(prompts, max_new_tokens, stop_token_ids, first_index, batch_size).as_done()
+
+    @torch.no_grad()
     def stream(
         self,
         prompt: Sequence[int],

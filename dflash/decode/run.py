@@ -93,6 +93,11 @@ class Run:
                 return
             self._dismiss()
 
+    def as_done(self) -> Iterator[tuple[int, DecodeTrace]]:
+        """Each prompt's place in the call and what became of it, as soon as it is done."""
+        for _ in self.rounds():
+            yield from ((row.index, row.trace()) for row in self.running if self._done(row))
+
     def timing(self) -> DecodeTiming:
         """Seconds up to now, of reading prompts and of all else."""
         seconds = clock(self.device) - self._started

@@ -21,21 +21,24 @@ class Sampler:
 
     def __init__(self, *, fail_at: int | None = None):
         self.calls: list[int] = []
+        self.num_given = 0
         self.fail_at = fail_at
 
     def __call__(self, prompts, first_index):
-        if self.fail_at is not None and len(self.calls) == self.fail_at:
-            raise KeyboardInterrupt
         self.calls.append(first_index)
         responses = []
-        for i, prompt in enumerate(prompts, first_index):
-            rng = random.Random(f"{i} {prompt}")
-            responses.append(tuple(rng.randrange(1000) for _ in range(rng.randrange(6))))
-        return responses
+        for place, prompt in enumerate(prompts):
+            rng = random.Random(f"{first_index + place} {prompt}")
+            responses.append((place, tuple(rng.randrange(1000) for _ in range(rng.randrange(6)))))
+        for response in sorted(responses, key=lambda item: len(item[1])):  # short ones are done first
+            if self.num_given == self.fail_at:
+                raise KeyboardInterrupt
+            self.num_given += 1
+            yield response
 
 
 def run(tmp_path, sampler, *, prompts=PROMPTS, fingerprint=FINGERPRINT, **changes):
-    options = {"batch_size": 4, "shard_size": 8, **changes}
+    options = {"shard_size": 8, **changes}
     return regenerate(prompts, generate=sampler, fingerprint=fingerprint, cache_dir=tmp_path, **options)
 
 
@@ -55,18 +58,18 @@ def expected(tmp_path_factory):
 
 
 def test_documents_are_prompt_then_response_in_order(expected):
-    responses = Sampler()([list(p.ids) for p in PROMPTS], 0)
+    responses = [response for _, response in sorted(Sampler()([list(p.ids) for p in PROMPTS], 0))]
     for prompt, response, (ids, supervised, origin) in zip(PROMPTS, responses, expected, strict=True):
         assert ids == [*prompt.ids, *response]
         assert supervised == [False] * len(prompt.ids) + [True] * len(response)
         assert origin == prompt.name
 
 
-def test_batches_are_consecutive_and_progress_is_told(tmp_path):
+def test_calls_are_shards_and_progress_is_told(tmp_path):
     sampler, told = Sampler(), []
     run(tmp_path, sampler, progress=lambda *numbers: told.append(numbers))
-    assert sampler.calls == [0, 4, 8, 12, 16, 20]
-    assert told == [(done, 23) for done in (0, 4, 8, 12, 16, 20, 23)]
+    assert sampler.calls == [0, 8, 16]
+    assert told == [(done, 23) for done in range(24)]
     told.clear()
     run(tmp_path, sampler, progress=lambda *numbers: told.append(numbers))
     assert told == [(0, 23), (8, 23), (16, 23), (23, 23)]
@@ -79,14 +82,14 @@ def test_cache_is_used(tmp_path, expected):
     assert again.calls == []
 
 
-@pytest.mark.parametrize("fail_at", range(6))
+@pytest.mark.parametrize("fail_at", [0, 3, 7, 8, 15, 16, 22])
 def test_interrupted_run_continues(tmp_path, expected, fail_at):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, Sampler(fail_at=fail_at))
-    assert len(shards(tmp_path)) == fail_at // 2  # two batches to a shard
+    assert len(shards(tmp_path)) == fail_at // 8
     again = Sampler()
     assert plain(run(tmp_path, again)) == expected
-    assert again.calls[0] == 8 * (fail_at // 2)
+    assert again.calls[0] == 8 * (fail_at // 8)
     assert not [p for p in tmp_path.rglob("*") if p.name.endswith(".tmp")]
 
 
@@ -105,7 +108,7 @@ def test_damaged_shard_is_generated_again(tmp_path, expected, damage, caplog):
         pyarrow.parquet.write_table(pyarrow.parquet.ParquetFile(first).read().drop_columns("response"), second)
     again = Sampler()
     assert plain(run(tmp_path, again)) == expected
-    assert again.calls == [8, 12]
+    assert again.calls == [8]
     assert second.name in caplog.text
     assert second.read_bytes() == content
 
@@ -138,14 +141,14 @@ def test_changed_input_makes_a_new_cache(tmp_path, change):
     run(tmp_path, Sampler())
     sampler = Sampler()
     run(tmp_path, sampler, **change)
-    assert len(sampler.calls) == 6
+    assert len(sampler.calls) == 3
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_key_order_batch_and_shard_size_are_not_inputs(tmp_path, expected):
+def test_key_order_and_shard_size_are_not_inputs(tmp_path, expected):
     run(tmp_path, Sampler())
     reordered = Sampler()
-    assert plain(run(tmp_path, reordered, fingerprint=dict(reversed(FINGERPRINT.items())), batch_size=3)) == expected
+    assert plain(run(tmp_path, reordered, fingerprint=dict(reversed(FINGERPRINT.items())))) == expected
     assert reordered.calls == []
     assert plain(run(tmp_path, Sampler(), shard_size=5)) == expected
     assert plain(run(tmp_path, reordered)) == expected  # shards of another size do not disturb the first
@@ -155,7 +158,7 @@ def test_key_order_batch_and_shard_size_are_not_inputs(tmp_path, expected):
 
 def test_processes_share_the_work(tmp_path, expected):
     """Three over one folder: each shard is written once, each process gets all documents."""
-    samplers, options = [Sampler() for _ in range(3)], {"world": 3, "batch_size": 8, "patience": 60.0}
+    samplers, options = [Sampler() for _ in range(3)], {"world": 3, "patience": 60.0}
     with ThreadPoolExecutor() as pool:
         runs = [pool.submit(run, tmp_path, s, rank=i, **options) for i, s in enumerate(samplers)]
         assert all(plain(finished.result()) == expected for finished in runs)
@@ -165,9 +168,9 @@ def test_processes_share_the_work(tmp_path, expected):
 def test_shards_of_processes_that_are_not_there_are_written_all_the_same(tmp_path, expected):
     seen, sampler = [], Sampler()
     report = lambda done, total: seen.append(done)  # noqa: E731
-    made = run(tmp_path, sampler, rank=1, world=3, batch_size=8, patience=0.1, progress=report)
+    made = run(tmp_path, sampler, rank=1, world=3, patience=0.1, progress=report)
     assert plain(made) == expected
-    assert sampler.calls == [8, 0, 16] and seen == [0, 8, 16, 23]
+    assert sampler.calls == [8, 0, 16] and seen == list(range(24))
 
 
 def test_manifest_holds_everything(tmp_path):
@@ -180,7 +183,7 @@ def test_manifest_holds_everything(tmp_path):
 def test_refusals(tmp_path):
     with pytest.raises(ValueError, match="plain JSON values"):
         run(tmp_path, Sampler(), fingerprint={"target": object()})
-    with pytest.raises(ValueError, match="1 responses to 4 prompts"):
-        run(tmp_path, lambda prompts, first: [(1,)])
-    with pytest.raises(ValueError, match="batch_size=0"):
-        run(tmp_path, Sampler(), batch_size=0)
+    with pytest.raises(ValueError, match="1 responses to 8 prompts"):
+        run(tmp_path, lambda prompts, first: [(1, (1,))])
+    with pytest.raises(ValueError, match="shard_size=0"):
+        run(tmp_path, Sampler(), shard_size=0)

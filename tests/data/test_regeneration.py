@@ -262,14 +262,15 @@ def test_two_runs_never_write_to_one_folder(tmp_path):
     assert len(told) == 1 and rows(tmp_path) == expected()[0] and max(server.delivered.values()) == 1
 
 
-def test_local_batches_are_runs_of_consecutive_numbers(tmp_path):
+def test_local_calls_are_runs_of_consecutive_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr("dflash.data.regeneration.local.BATCHES_A_CALL", 4)
     calls = []
 
     def generate(prompts, first):
         calls.append((first, len(prompts)))
-        return [(*ids, STOP_TOKEN) if ids[0] % 2 else ids for ids in prompts]
+        return [(i, (*ids, STOP_TOKEN) if ids[0] % 2 else ids) for i, ids in reversed(list(enumerate(prompts)))]
 
-    made = LocalEngine(generate, identity={}, batch_size=8, stop_token_ids=[STOP_TOKEN])
+    made = LocalEngine(generate, identity={}, batch_size=2, stop_token_ids=[STOP_TOKEN])
     tally = regenerate_set(questions(30), made, ResponseFolder(tmp_path, identity={}), shard_size=12)
     assert calls == [(0, 8), (8, 1), (10, 7), (17, 2), (20, 6), (26, 3)]
     assert tally.num_truncated == sum(i % 2 == 0 for i in range(30) if i % 10 != 9)

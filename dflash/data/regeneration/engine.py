@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 STOP, LENGTH = "stop", "length"
+
+# (ids of prompts with consecutive numbers, number of the first) -> each one's place among them and the response to it,
+# stop token included, as it is done. Anything random in it depends on a prompt's number only.
+Generate = Callable[[list[list[int]], int], Iterable[tuple[int, Sequence[int]]]]
 
 
 @dataclass(frozen=True)

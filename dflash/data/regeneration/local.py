@@ -1,21 +1,19 @@
-"""The target in this process as an engine, batch by batch. The decoder is handed in: data knows nothing of decoding."""
+"""The target in this process as an engine. The decoder is handed in: data knows nothing of decoding."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from dflash.data.regeneration.engine import LENGTH, STOP, Answer, Outcome, Question
+from dflash.data.regeneration.engine import LENGTH, STOP, Answer, Generate, Outcome, Question
 
-Generate = Callable[[list[list[int]], int], Sequence[Sequence[int]]]
+BATCHES_A_CALL = 8  # a place in the batch is only empty at the end of a call
 
 
 class LocalEngine:
-    """generate: (ids of prompts with consecutive numbers, number of the first) -> responses, stop token included.
-
-    Anything random in it depends on a prompt's number only. ``batch_size``: prompts a batch, fewer where numbers are
-    missing between (answered before, or duplicates). Raises ValueError for a batch size below 1.
+    """``generate`` is handed some batches at a time, of ``batch_size`` prompts, fewer where numbers are missing between
+    (answered before, or duplicates). Raises ValueError for a batch size below 1.
     """
 
     def __init__(
@@ -32,12 +30,11 @@ class LocalEngine:
         return self._identity
 
     def answers(self, questions: Iterator[Question]) -> Iterator[tuple[Question, Outcome]]:
-        while batch := list(islice(questions, self.batch_size)):
-            for run in consecutive(batch):
-                responses = self.generate([list(question.ids) for question in run], run[0].index)
-                for question, response in zip(run, responses, strict=True):
+        while taken := list(islice(questions, BATCHES_A_CALL * self.batch_size)):
+            for run in consecutive(taken):
+                for place, response in self.generate([list(question.ids) for question in run], run[0].index):
                     tokens = tuple(int(token) for token in response)
-                    yield question, Answer(tokens, STOP if tokens and tokens[-1] in self.stops else LENGTH)
+                    yield run[place], Answer(tokens, STOP if tokens and tokens[-1] in self.stops else LENGTH)
 
 
 def consecutive(questions: Sequence[Question]) -> Iterator[list[Question]]:
