@@ -81,11 +81,9 @@ class _Steps:
     def __init__(self, target: Target, sampling: Sampling, opening: Opening, *, max_new_tokens: int):
         self.target, self.sampling = target, sampling
         ids_BS, lengths = opening.ids_BS, opening.lengths
-        device, first = ids_BS.device, opening.first_index
-        self.session = target.open(len(ids_BS), capacity=opening.longest + max_new_tokens)
-        self.uniforms = Uniforms(
-            sampling, indices=range(first, first + len(ids_BS)), length=max_new_tokens, device=device
-        )
+        device, capacity = ids_BS.device, opening.longest + max_new_tokens
+        self.session = target.open(len(ids_BS), capacity=capacity, room=opening.room)
+        self.uniforms = Uniforms(sampling, indices=opening.indices, length=max_new_tokens, device=device)
         lengths_B = torch.tensor(lengths, device=device)
         self.position_B = torch.zeros_like(lengths_B)
         hidden_BSH, _ = self.session.advance(ids_BS)

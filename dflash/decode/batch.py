@@ -41,16 +41,18 @@ class Batch:
         self.engine = engine
         target, proposer, K = engine.target, engine.proposer, engine.block_size
         ids_BS, lengths, longest = opening.ids_BS, opening.lengths, opening.longest
-        B, first_index = len(ids_BS), opening.first_index
+        B, room = len(ids_BS), opening.room
         lengths_B = torch.tensor(lengths, device=ids_BS.device)
         # the last proposals may reach past the last token wanted
         capacity = longest + max_new_tokens + 1 + engine.verifier.most_proposals(K - 1)
-        self.target_session = target.open(B, capacity=capacity, taps=proposer.taps if K > 1 else ())
+        taps = proposer.taps if K > 1 else ()
+        self.target_session = target.open(B, capacity=capacity, taps=taps, room=room)
         self.proposing = None  # at block size 1 there is nothing to propose
         if K > 1:
-            self.proposing = proposer.open(target, B, capacity=longest + max_new_tokens + K, block_size=K)
-        indices = range(first_index, first_index + B)
-        self.uniforms = Uniforms(engine.sampling, indices=indices, length=max_new_tokens + K, device=ids_BS.device)
+            capacity = longest + max_new_tokens + K
+            self.proposing = proposer.open(target, B, capacity=capacity, block_size=K, room=room)
+        length, device = max_new_tokens + K, ids_BS.device
+        self.uniforms = Uniforms(engine.sampling, indices=opening.indices, length=length, device=device)
         hidden_BSH, taps_BSTH = self.target_session.advance(ids_BS)
         self._keep(ids_BS, taps_BSTH, lengths_B, lengths=lengths)
         self.position_B = torch.zeros_like(lengths_B)  # output position of the next token to decide

@@ -52,8 +52,10 @@ class Proposer:
     sequential: bool = False
     label: str = "draft"
 
-    def open(self, target: Target, batch_size: int, *, capacity: int, block_size: int) -> Proposing:
-        """For ``batch_size`` empty rows of at most ``capacity`` tokens."""
+    def open(
+        self, target: Target, batch_size: int, *, capacity: int, block_size: int, room: int | None = None
+    ) -> Proposing:
+        """For ``batch_size`` empty rows of at most ``capacity`` tokens; others may join, up to ``room`` in all."""
         raise NotImplementedError
 
 
@@ -66,12 +68,15 @@ class BlockProposer(Proposer):
         self.confident = draft.shape.head is not None and draft.shape.head.confident
         self.recordings: Recordings | None = None
 
-    def open(self, target: Target, batch_size: int, *, capacity: int, block_size: int) -> Proposing:
-        if not target.replays_batch(batch_size):
-            return _Blocks(self.draft.open(batch_size, capacity=capacity), target, block_size=block_size)
+    def open(
+        self, target: Target, batch_size: int, *, capacity: int, block_size: int, room: int | None = None
+    ) -> Proposing:
+        if not target.replays_batch(room or batch_size):
+            session = self.draft.open(batch_size, capacity=capacity, room=room)
+            return _Blocks(session, target, block_size=block_size)
         if self.recordings is None or self.recordings.target is not target:
             self.recordings = Recordings(self.draft, target)
-        session = self.draft.open(batch_size, capacity=capacity, extension=self.recordings.extend)
+        session = self.draft.open(batch_size, capacity=capacity, extension=self.recordings.extend, room=room)
         return _Blocks(session, target, block_size=block_size, recordings=self.recordings)
 
 
@@ -84,8 +89,11 @@ class StepProposer(Proposer):
         self.draft = draft
         self.taps, self.block_size = draft.shape.taps, draft.shape.block_size
 
-    def open(self, target: Target, batch_size: int, *, capacity: int, block_size: int) -> Proposing:
-        return _Steps(self.draft, target, batch_size, capacity=capacity, block_size=block_size)
+    def open(
+        self, target: Target, batch_size: int, *, capacity: int, block_size: int, room: int | None = None
+    ) -> Proposing:
+        session = self.draft.open(batch_size, capacity=capacity, room=room)
+        return _Steps(session, target, block_size=block_size)
 
 
 def proposer_of(draft: Draft | Proposer) -> Proposer:
@@ -121,9 +129,8 @@ class _Blocks:
 
 
 class _Steps:
-    def __init__(self, draft: Draft, target: Target, batch_size: int, *, capacity: int, block_size: int):
-        self.target, self.num_slots = target, block_size - 1
-        self.session = draft.open(batch_size, capacity=capacity)
+    def __init__(self, session: DraftSession, target: Target, *, block_size: int):
+        self.session, self.target, self.num_slots = session, target, block_size - 1
 
     def extend(self, ids_BQ: Tensor, taps_BQTH: Tensor | None, counts_B: Tensor, *, lengths: Sequence[int]) -> None:
         self.session.extend(taps_BQTH, counts_B, lengths=lengths)

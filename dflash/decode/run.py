@@ -6,7 +6,7 @@ that is done (continuous batching: Yu et al., Orca, 2022), so that a batch stays
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -17,6 +17,9 @@ from dflash.decode.rows import Gained, Row, clock, pad_prompts
 from dflash.types import DecodeTiming, DecodeTrace
 
 FEWEST_TO_JOIN = 8  # a batch of 8 n rows waits for n free places, as prompts that are read together cost less
+# Tokens of prompts in a pass, padding included: on a CPU more at once gain nothing and pad more.
+READ_TOKENS = {"cpu": 1024}
+READ_TOKENS_ELSEWHERE = 8192
 
 
 class Rows(Protocol):
@@ -39,13 +42,14 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Opening:
-    """Prompts to be read into a batch of their own: ids_BS, padded at the end, of which ``lengths`` are real;
-    ``first_index``, the first one's number; longest, the tokens of the longest prompt that may join it later."""
+    """Prompts to be read into a batch of their own: ids_BS, padded at the end, of which ``lengths`` are real; their
+    numbers, ``indices``. Others may join them, none longer than ``longest`` tokens, up to ``room`` in all."""
 
     ids_BS: Tensor
     lengths: list[int]
-    first_index: int
+    indices: list[int]
     longest: int
+    room: int
 
 
 class Run:
@@ -76,22 +80,23 @@ class Run:
         self.rows = [Row(i) for i in range(len(prompts))]
         self.running: list[Row] = []
         self.batch: Rows | None = None
+        self.read_tokens = READ_TOKENS.get(device.type, READ_TOKENS_ELSEWHERE)
         self.num_rounds = self.num_read = 0
         self._started, self._reading = clock(device), 0.0
 
     def rounds(self) -> Iterator[list[tuple[Gained, int]]]:
-        """What running rows gained and how much of it was emitted: of prompts when they are read, then by round."""
+        """What running rows gained and how much of it was emitted: of prompts as they are read, then by round."""
         while True:
             count = self._to_read()
             if count:
-                yield self._read(count)
+                gains = self._read(count)
             elif self.batch is not None:
-                gained = self.batch.round([self._length(row) for row in self.running])
-                self.num_rounds += 1
-                yield [(gain, self._emit(row, gain)) for row, gain in zip(self.running, gained, strict=True)]
+                gains = [self._round(self.batch)]
             else:
                 return
-            self._dismiss()
+            for gained in gains:
+                yield gained
+                self._dismiss()
 
     def as_done(self) -> Iterator[tuple[int, DecodeTrace]]:
         """Each prompt's place in the call and what became of it, as soon as it is done."""
@@ -112,34 +117,46 @@ class Run:
         together = min(-(-self.batch_size // FEWEST_TO_JOIN), len(self.rows) - self.num_read)
         return count if not self.running or count >= together else 0
 
-    def _read(self, count: int) -> list[tuple[Gained, int]]:
-        started = clock(self.device)
-        new, rest = self.rows[self.num_read : self.num_read + count], self.prompts[self.num_read :]
-        opens = self.batch is None and self.batch_size > 1  # a batch that those which wait may join
-        longest = max(map(len, rest if opens else rest[:count]))
-        opened = self.open_batch(
-            Opening(
-                pad_prompts(rest[:count], device=self.device),
-                [len(prompt) for prompt in rest[:count]],
-                self.first_index + self.num_read,
-                longest,
-            )
-        )
-        gained = [Gained([token]) for token in opened.anchor_B.tolist()]
-        if self.batch is None:
-            self.batch = opened
-        else:
-            self.batch.join(opened)
-        self.running = self.running + new
+    def _read(self, count: int) -> Iterator[list[tuple[Gained, int]]]:
+        """Read the next prompts into the batch, those of like lengths together."""
+        waiting = range(self.num_read, len(self.rows))
         self.num_read += count
-        self._reading += clock(self.device) - started
-        return [(gain, row.emit(gain.tokens, limit=self.max_new_tokens, stop_token_ids=self.stops))
-                for row, gain in zip(new, gained, strict=True)]  # fmt: skip
+        for part in alike({i: len(self.prompts[i]) for i in waiting[:count]}, most_tokens=self.read_tokens):
+            started = clock(self.device)
+            room = min(self.batch_size, len(waiting)) if self.batch is None else len(part)
+            joined = self.batch is None and self.batch_size > 1
+            longest = max(len(self.prompts[i]) for i in (waiting if joined else part))
+            prompts = [self.prompts[i] for i in part]
+            opened = self.open_batch(
+                Opening(
+                    pad_prompts(prompts, device=self.device),
+                    [len(prompt) for prompt in prompts],
+                    [self.first_index + i for i in part],
+                    longest,
+                    room,
+                )
+            )
+            rows = [self.rows[i] for i in part]
+            if self.batch is None:
+                self.batch = opened
+            else:
+                self.batch.join(opened)
+            self.running = self.running + rows
+            gained = [Gained([token]) for token in opened.anchor_B.tolist()]
+            self._reading += clock(self.device) - started
+            yield [(gain, self._emit(row, gain)) for row, gain in zip(rows, gained, strict=True)]
+
+    def _round(self, batch: Rows) -> list[tuple[Gained, int]]:
+        gained = batch.round([self._length(row) for row in self.running])
+        self.num_rounds += 1
+        emitted = []
+        for row, gain in zip(self.running, gained, strict=True):
+            emitted.append((gain, self._emit(row, gain)))
+            row.note(*emitted[-1])
+        return emitted
 
     def _emit(self, row: Row, gained: Gained) -> int:
-        count = row.emit(gained.tokens, limit=self.max_new_tokens, stop_token_ids=self.stops)
-        row.note(gained, count)
-        return count
+        return row.emit(gained.tokens, limit=self.max_new_tokens, stop_token_ids=self.stops)
 
     def _dismiss(self) -> None:
         """Rows that are done leave."""
@@ -157,3 +174,16 @@ class Run:
 
     def _length(self, row: Row) -> int:
         return len(self.prompts[row.index]) + len(row.tokens)
+
+
+def alike(lengths: Mapping[int, int], *, most_tokens: int) -> list[list[int]]:
+    """The keys in parts of like lengths, each of at most so many tokens when padded, or of one key: all in one part and
+    in their order where that is enough."""
+    if len(lengths) * max(lengths.values()) <= most_tokens:
+        return [list(lengths)]
+    parts: list[list[int]] = [[]]
+    for key, length in sorted(lengths.items(), key=lambda item: item[1]):
+        if parts[-1] and (len(parts[-1]) + 1) * length > most_tokens:
+            parts.append([])
+        parts[-1].append(key)
+    return parts

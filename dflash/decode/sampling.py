@@ -8,6 +8,7 @@ by match gives token for token what the autoregressive loop samples.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,7 +70,7 @@ class Uniforms:
 
     STREAMS = ("target", "draft", "accept")
 
-    def __init__(self, sampling: Sampling, *, indices: range, length: int, device: torch.device):
+    def __init__(self, sampling: Sampling, *, indices: Sequence[int], length: int, device: torch.device):
         self.tables = {}
         if not sampling.greedy:
             for stream in self.STREAMS:

@@ -96,9 +96,12 @@ class Draft(nn.Module):
             return logits_MPV
         return self.head(logits_MPV, hidden_MPH, previous_MP, embed)
 
-    def open(self, batch_size: int, *, capacity: int, extension: Replay | None = None) -> DraftSession:
-        """A decoding session of ``batch_size`` empty rows. extension: see there."""
-        return DraftSession(self, batch_size=batch_size, capacity=capacity, extension=extension)
+    def open(
+        self, batch_size: int, *, capacity: int, extension: Replay | None = None, room: int | None = None
+    ) -> DraftSession:
+        """A decoding session of ``batch_size`` empty rows. extension: see there. room: as in ``Target.open``."""
+        room = room or batch_size
+        return DraftSession(self, batch_size=batch_size, capacity=capacity, extension=extension, room=room)
 
     def _attend_under(self, mask):
         return lambda query, context, block: self.attention(query, context, block, mask)

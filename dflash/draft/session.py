@@ -25,21 +25,21 @@ class DraftSession:
     """Opened by ``Draft.open``. lengths_B: long [B], context tokens each row holds.
 
     extension: recordings of what ``extend`` does (``recorded_extension``), or None; with them, contexts are shown at
-    rounded lengths, for other passes to be recorded as well.
+    rounded lengths, for other passes to be recorded as well. room: most rows at a time.
     """
 
-    def __init__(self, draft: Draft, *, batch_size: int, capacity: int, extension: Replay | None = None):
+    def __init__(self, draft: Draft, *, batch_size: int, capacity: int, extension: Replay | None, room: int):
         shape, weight = draft.shape, draft.fc.weight
         self.draft = draft
         self.extension = extension
         self.capacity = capacity if extension is None else in_steps(capacity)
         self.lengths_B = torch.zeros(batch_size, dtype=torch.long, device=weight.device)
         self.shortest = self.longest = 0  # of lengths_B, on the host
-        size = (batch_size, self.capacity, shape.num_kv_heads, shape.head_dim)
+        size = (room, self.capacity, shape.num_kv_heads, shape.head_dim)
         recorder = None if extension is None else extension.recorder
         zeros = own_zeros if recorder is None else recorder.lend(self)
-        self.buffers = [zeros(weight, size) for _ in range(2 * len(draft.layers))]  # keys, values, layer by layer
-        self._room = self.buffers  # of the rows that have left, others may take the places
+        self._room = [zeros(weight, size) for _ in range(2 * len(draft.layers))]  # keys, values, layer by layer
+        self.buffers = [buffer[:batch_size] for buffer in self._room]
         self._windows = [window for window in shape.layout for _ in ("keys", "values")]
         widest = max((window for window in shape.layout if window is not None), default=None)
         # what sliding layers are shown: all, where recordings are bound to where a buffer begins

@@ -41,10 +41,10 @@ class SlotLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         B, heads, _, head_dim = key_states.shape
-        shape = (B, heads, self.owner.capacity, head_dim)
-        self.keys = self.owner.zeros(key_states, shape)
-        self.values = self.owner.zeros(value_states, (*shape[:-1], value_states.shape[-1]))
-        self._room = self.keys, self.values  # of the rows that have left, others may take the places
+        shape = (max(B, self.owner.room), heads, self.owner.capacity, head_dim)
+        keys = self.owner.zeros(key_states, shape)
+        self._room = keys, self.owner.zeros(value_states, (*shape[:-1], value_states.shape[-1]))
+        self.keys, self.values = (buffer[:B] for buffer in self._room)
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
@@ -97,9 +97,9 @@ class SlotLayer(CacheLayerMixin):
 class SlotCache(Cache):
     """One SlotLayer per decoder layer, all writing at the slots last given to ``write_at``.
 
-    windows: of each layer, None for full attention. states: by layer index, what the layers that have no slots keep;
-    ``Recurrence`` looks after those. zeros: makes the buffers. views: what a pass is shown, by window. cropped: layers
-    hold no more than that.
+    windows: of each layer, None for full attention. room: rows there may be, if more than come first. states: by layer
+    index, what the layers that have no slots keep; ``Recurrence`` looks after those. zeros: makes the buffers. views:
+    what a pass is shown, by window. cropped: layers hold no more than that.
     """
 
     def __init__(
@@ -107,13 +107,14 @@ class SlotCache(Cache):
         *,
         windows: Sequence[int | None],
         capacity: int,
+        room: int = 1,
         states: Mapping[int, LinearAttentionLayer] | None = None,
         zeros: Zeros = own_zeros,
     ):
         states = states or {}
         layers = [states[i] if i in states else SlotLayer(self, window) for i, window in enumerate(windows)]
         super().__init__(layers=layers)
-        self.capacity, self.zeros = capacity, zeros
+        self.capacity, self.room, self.zeros = capacity, room, zeros
         self.windows = set(windows)
         self.views: dict[int | None, View] = {}
         self.cropped = False

@@ -24,19 +24,20 @@ if TYPE_CHECKING:
 
 
 class TargetSession:
-    """Opened by ``Target.open``. lengths_B: long [B], tokens each row holds."""
+    """Opened by ``Target.open``. lengths_B: long [B], tokens each row holds. room: most rows at a time."""
 
-    def __init__(self, target: Target, *, batch_size: int, capacity: int, taps: tuple[int, ...] = ()):
+    def __init__(self, target: Target, *, batch_size: int, capacity: int, taps: tuple[int, ...], room: int):
         self.target = target
         self.capacity = capacity
         self.taps = taps
-        self.replays = target.replays_batch(batch_size)
+        self.replays = target.replays_batch(room)
         recurrent = target.plan.recurrent
         # what sliding layers are shown: all, where recordings are bound to where a buffer begins
         self._window = target.plan.window if not self.replays or target.recorder.crops else None
         self.cache = SlotCache(
             windows=target.plan.layer_windows,
             capacity=in_steps(capacity) if self.replays else capacity,
+            room=room,
             states=fresh_states(target.config, recurrent),
             zeros=target.recorder.lend(self) if self.replays else own_zeros,
         )

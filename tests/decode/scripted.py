@@ -41,7 +41,7 @@ class ScriptedDraft:
         self.change = change
         self.num_opened = 0
 
-    def open(self, batch_size: int, *, capacity: int, extension: None = None) -> ScriptedSession:
+    def open(self, batch_size: int, *, capacity: int, room: int | None = None) -> ScriptedSession:
         """A session of the next rows, which a call of a decoder opens in order, all of them."""
         first = self.num_opened % len(self.sequences)
         assert first + batch_size <= len(self.sequences)

@@ -84,7 +84,7 @@ def test_scripted_drafts(family, name, script):
 class SecondBest(ScriptedDraft):
     """Right everywhere, but in each block's first slot with its second choice."""
 
-    def open(self, batch_size: int, *, capacity: int, extension: None = None):
+    def open(self, batch_size: int, *, capacity: int, room: int | None = None):
         session, weight = super().open(batch_size, capacity=capacity), self.target.lm_head.weight
         sure = session.propose
 

@@ -9,13 +9,15 @@ import torch
 from test_left_to_right import step_draft
 from toys import ATTENTION_FAMILIES, HYBRID_FAMILIES, TARGET_FAMILIES, random_prompts, tiny_draft, tiny_target
 
+import dflash.decode.run
 from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.decode.batch import Batch
 from dflash.decode.decoder import SpeculativeDecoder
 from dflash.decode.lookup import Lookup
-from dflash.decode.run import FEWEST_TO_JOIN
+from dflash.decode.run import FEWEST_TO_JOIN, alike
 from dflash.decode.sampling import Sampling
 from dflash.decode.verify import DDTree, Match
+from dflash.target.session import TargetSession
 from dflash.target.target import Target
 
 LENGTHS = (3, 25, 7, 1, 12, 5, 18, 9, 30, 2, 6, 14, 4, 41, 8, 11, 22, 10, 3, 16)  # the longest waits
@@ -123,6 +125,37 @@ def test_prompts_are_read_together():
     watched = Watched(target.model, name="watched")
     AutoregressiveDecoder(watched).generate(prompts, max_new_tokens=3, batch_size=16)
     assert read == [16, 16, 8]
+
+
+@pytest.mark.parametrize("batch_size", [None, 6])
+@pytest.mark.parametrize("family", ["gpt_oss", "lfm2"])
+@pytest.mark.parametrize("sampling", [Sampling(), WARM], ids=["greedy", "sampled"])
+def test_prompts_of_like_lengths_are_read_together(family, sampling, batch_size, monkeypatch):
+    """In passes of at most 48 tokens, the first of which has room for the rows of all."""
+    monkeypatch.setitem(dflash.decode.run.READ_TOKENS, "cpu", 48)
+    target, read = tiny_target(family), []
+    expected, stops = alone(family, sampling)
+    advance = TargetSession.advance
+
+    def watched(session, ids_BQ, **options):
+        read.append(tuple(ids_BQ.shape))
+        return advance(session, ids_BQ, **options)
+
+    monkeypatch.setattr(TargetSession, "advance", watched)
+    decoder = AutoregressiveDecoder(target, sampling=sampling)
+    assert decoded(decoder, stops, batch_size=batch_size)[0] == expected
+    passes = [rows * length for rows, length in read if length > 1]
+    assert max(passes) <= 48 and sum(passes) < 1.3 * sum(LENGTHS)
+    decoder = SpeculativeDecoder(target, tiny_draft(target, block_size=5), sampling=sampling)
+    assert decoded(decoder, stops, batch_size=batch_size)[0] == expected
+
+
+def test_parts_of_like_lengths():
+    lengths = {0: 9, 1: 2, 2: 8, 3: 3, 4: 30}
+    assert alike(lengths, most_tokens=150) == [[0, 1, 2, 3, 4]]
+    assert alike(lengths, most_tokens=149) == [[1, 3, 2, 0], [4]]
+    assert alike(lengths, most_tokens=20) == [[1, 3], [2, 0], [4]]
+    assert alike(lengths, most_tokens=1) == [[1], [3], [2], [0], [4]]
 
 
 @pytest.mark.parametrize("family", HYBRID_FAMILIES)
