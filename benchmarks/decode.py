@@ -1,10 +1,11 @@
 """Decoding speed, every contender side by side: ours, and what transformers' generate offers for the same models.
 
-    python benchmarks/decode.py [--checkpoint latest] [--prompts 16] [--tokens 96] [--repeats 3] [--out FOLDER]
+    python benchmarks/decode.py [--checkpoint latest] [--prompts 32] [--tokens 96] [--repeats 3] [--out FOLDER]
 
 One target, one draft, greedy, the same prompts. Repeats take turns over all contenders, so that a busy machine slows
-them alike; a contender's time is the median over repeats of its seconds over all prompts, prefill included. Contenders
-whose tokens are not the target's own are marked. Beside the table: where a round's time goes, the speedup that these
+them alike; a contender's time is the median over repeats of its seconds over all prompts, prefill included; what ours
+make without it stands beside that. Prompts that find no place in a batch wait for one. Contenders whose tokens are not
+the target's own are marked. Beside the table: where a round's time goes, the speedup that these
 terms allow (acceptance / (t_verify + t_draft) in steps of the loop), batches, and context lengths from 128 tokens up.
 """
 
@@ -41,17 +42,18 @@ from dflash.target.target import Target
 from dflash.training.checkpoint import find_checkpoint, load_draft
 
 Prompts = Sequence[Sequence[int]]
-Contender = Callable[[Prompts], list[list[int]]]  # decodes the prompts, gives their new tokens
+Tokens = list[list[int]]
+Contender = Callable[[Prompts], tuple[Tokens, float | None]]  # new tokens, and seconds of prefill if it tells them
 SHORT_BLOCK = 4  # in large batches verification is bound by arithmetic, and the last slots of a block do not pay
 
 
 def ours(decoder, *, batch_size: int, tokens: int, stops: Sequence[int]) -> Contender:
-    """One of our decoders over batches of prompts."""
+    """One of our decoders, so many prompts at a time."""
 
-    def run(prompts: Prompts) -> list[list[int]]:
-        batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
-        traces = [decoder.generate(b, max_new_tokens=tokens, stop_token_ids=stops)[0] for b in batches]
-        return [list(trace.tokens) for batch in traces for trace in batch]
+    def run(prompts: Prompts) -> tuple[Tokens, float]:
+        limits = {"max_new_tokens": tokens, "stop_token_ids": stops}
+        traces, timing = decoder.generate(prompts, batch_size=batch_size, **limits)
+        return [list(trace.tokens) for trace in traces], timing.prefill_seconds
 
     return run
 
@@ -60,7 +62,7 @@ def theirs(loaded: LoadedTarget, *, tokens: int, **options) -> Contender:
     """transformers' generate, prompt by prompt."""
     model, pad = loaded.target.model, loaded.tokenizer.pad_token_id
 
-    def run(prompts: Prompts) -> list[list[int]]:
+    def run(prompts: Prompts) -> tuple[Tokens, None]:
         found = []
         for prompt in prompts:
             ids = torch.tensor([prompt], device=model.device)
@@ -69,7 +71,7 @@ def theirs(loaded: LoadedTarget, *, tokens: int, **options) -> Contender:
                 eos_token_id=list(loaded.stop_token_ids), **options,
             )  # fmt: skip
             found.append(out[0, len(prompt) :].tolist())
-        return found
+        return found, None
 
     return run
 
@@ -106,22 +108,32 @@ def race(field: dict[str, Contender], prompts: Prompts, *, repeats: int, console
             for _ in range(CALLS_TO_SETTLE):  # as rows leave a batch, some shapes occur but once in a call
                 contender(prompts)
     seconds: dict[str, list[float]] = {name: [] for name in field}
+    prefills: dict[str, list[float | None]] = {name: [] for name in field}
     outputs = {}
     for _ in track(range(repeats), "repeats", console=console):
         for name, contender in field.items():
             started = time.perf_counter()
-            outputs[name] = contender(prompts)
+            outputs[name], prefill = contender(prompts)
             seconds[name].append(time.perf_counter() - started)
+            prefills[name].append(prefill)
     own = outputs[next(iter(field))]
     return {
         name: {
             "seconds": values,
+            "prefill_seconds": prefills[name],
             "tokens_per_second": sum(map(len, outputs[name])) / statistics.median(values),
+            "tokens_per_second_after_prefill": rate_after(outputs[name], values, prefills[name]),
             "equal": sum(a == b for a, b in zip(outputs[name], own, strict=True)),
             "of": len(own),
         }
         for name, values in seconds.items()
     }
+
+
+def rate_after(output: Tokens, seconds: list[float], prefills: list[float | None]) -> float | None:
+    """Tokens per second behind the first of each prompt, which its prefill decides."""
+    left = [whole - prefill for whole, prefill in zip(seconds, prefills, strict=True) if prefill is not None]
+    return (sum(map(len, output)) - len(output)) / statistics.median(left) if left else None
 
 
 def median_seconds(call: Callable[[], object], *, repeats: int = 30) -> float:
@@ -173,11 +185,12 @@ def at_lengths(loaded: LoadedTarget, draft, lengths: Sequence[int], *, tokens: i
 def show(result: dict, console: Console) -> None:
     first = next(iter(result["race"].values()))["tokens_per_second"]
     table = Table(title=f"greedy, {result['prompts']} prompts, {result['tokens']} new tokens")
-    for column in ("contender", "tok/s", "x our loop, batch 1", "equal to it"):
+    for column in ("contender", "tok/s", "x our loop, batch 1", "tok/s after prefill", "equal to it"):
         table.add_column(column, justify="left" if column == "contender" else "right")
     for name, row in result["race"].items():
-        rate = row["tokens_per_second"]
-        table.add_row(name, f"{rate:.0f}", f"{rate / first:.2f}", f"{row['equal']} of {row['of']}")
+        rate, after = row["tokens_per_second"], row["tokens_per_second_after_prefill"]
+        shown = "-" if after is None else f"{after:.0f}"
+        table.add_row(name, f"{rate:.0f}", f"{rate / first:.2f}", shown, f"{row['equal']} of {row['of']}")
     console.print(table)
     parts = result["terms"]
     in_steps = ", ".join(f"{name} {seconds / parts['step']:.2f}" for name, seconds in parts.items())
@@ -206,7 +219,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", default="outputs/latest", help="run folder or checkpoint (%(default)s)")
     parser.add_argument("--target", default="assets/tiny_gpt_oss", help="model folder (%(default)s)")
-    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--lengths", type=int, nargs="*", default=[128, 512, 2048, 8192])

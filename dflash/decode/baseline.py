@@ -81,8 +81,8 @@ class _Steps:
     def __init__(self, target: Target, sampling: Sampling, opening: Opening, *, max_new_tokens: int):
         self.target, self.sampling = target, sampling
         ids_BS, lengths = opening.ids_BS, opening.lengths
-        device, capacity = ids_BS.device, opening.longest + max_new_tokens
-        self.session = target.open(len(ids_BS), capacity=capacity, room=opening.room)
+        device, rows = ids_BS.device, {"room": opening.room, "passing": opening.passing}
+        self.session = target.open(len(ids_BS), capacity=opening.capacity(max_new_tokens), **rows)
         self.uniforms = Uniforms(sampling, indices=opening.indices, length=max_new_tokens, device=device)
         lengths_B = torch.tensor(lengths, device=device)
         self.position_B = torch.zeros_like(lengths_B)

@@ -40,17 +40,17 @@ class Batch:
     def __init__(self, engine: Engine, opening: Opening, *, max_new_tokens: int):
         self.engine = engine
         target, proposer, K = engine.target, engine.proposer, engine.block_size
-        ids_BS, lengths, longest = opening.ids_BS, opening.lengths, opening.longest
-        B, room = len(ids_BS), opening.room
+        ids_BS, lengths, B = opening.ids_BS, opening.lengths, len(opening.ids_BS)
+        rows = {"room": opening.room, "passing": opening.passing}
         lengths_B = torch.tensor(lengths, device=ids_BS.device)
         # the last proposals may reach past the last token wanted
-        capacity = longest + max_new_tokens + 1 + engine.verifier.most_proposals(K - 1)
+        capacity = opening.capacity(max_new_tokens + 1 + engine.verifier.most_proposals(K - 1))
         taps = proposer.taps if K > 1 else ()
-        self.target_session = target.open(B, capacity=capacity, taps=taps, room=room)
+        self.target_session = target.open(B, capacity=capacity, taps=taps, **rows)
         self.proposing = None  # at block size 1 there is nothing to propose
         if K > 1:
-            capacity = longest + max_new_tokens + K
-            self.proposing = proposer.open(target, B, capacity=capacity, block_size=K, room=room)
+            capacity = opening.capacity(max_new_tokens + K)
+            self.proposing = proposer.open(target, B, capacity=capacity, block_size=K, **rows)
         length, device = max_new_tokens + K, ids_BS.device
         self.uniforms = Uniforms(engine.sampling, indices=opening.indices, length=length, device=device)
         hidden_BSH, taps_BSTH = self.target_session.advance(ids_BS)

@@ -34,7 +34,14 @@ class Lookup(Proposer):
         self.longest, self.shortest = longest, shortest
 
     def open(
-        self, target: Target, batch_size: int, *, capacity: int, block_size: int, room: int | None = None
+        self,
+        target: Target,
+        batch_size: int,
+        *,
+        capacity: int,
+        block_size: int,
+        room: int | None = None,
+        passing: bool = False,
     ) -> Proposing:
         rows = [NgramIndex(longest=self.longest, shortest=self.shortest) for _ in range(batch_size)]
         return _LookingUp(rows, vocab_size=target.dims.vocab_size, num_slots=block_size - 1)

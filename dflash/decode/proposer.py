@@ -53,9 +53,16 @@ class Proposer:
     label: str = "draft"
 
     def open(
-        self, target: Target, batch_size: int, *, capacity: int, block_size: int, room: int | None = None
+        self,
+        target: Target,
+        batch_size: int,
+        *,
+        capacity: int,
+        block_size: int,
+        room: int | None = None,
+        passing: bool = False,
     ) -> Proposing:
-        """For ``batch_size`` empty rows of at most ``capacity`` tokens; others may join, up to ``room`` in all."""
+        """For ``batch_size`` empty rows of at most ``capacity`` tokens; the rest as in ``Target.open``."""
         raise NotImplementedError
 
 
@@ -69,9 +76,16 @@ class BlockProposer(Proposer):
         self.recordings: Recordings | None = None
 
     def open(
-        self, target: Target, batch_size: int, *, capacity: int, block_size: int, room: int | None = None
+        self,
+        target: Target,
+        batch_size: int,
+        *,
+        capacity: int,
+        block_size: int,
+        room: int | None = None,
+        passing: bool = False,
     ) -> Proposing:
-        if not target.replays_batch(room or batch_size):
+        if passing or not target.replays_batch(room or batch_size):
             session = self.draft.open(batch_size, capacity=capacity, room=room)
             return _Blocks(session, target, block_size=block_size)
         if self.recordings is None or self.recordings.target is not target:
@@ -90,7 +104,14 @@ class StepProposer(Proposer):
         self.taps, self.block_size = draft.shape.taps, draft.shape.block_size
 
     def open(
-        self, target: Target, batch_size: int, *, capacity: int, block_size: int, room: int | None = None
+        self,
+        target: Target,
+        batch_size: int,
+        *,
+        capacity: int,
+        block_size: int,
+        room: int | None = None,
+        passing: bool = False,
     ) -> Proposing:
         session = self.draft.open(batch_size, capacity=capacity, room=room)
         return _Steps(session, target, block_size=block_size)

@@ -43,13 +43,19 @@ class Rows(Protocol):
 @dataclass(frozen=True)
 class Opening:
     """Prompts to be read into a batch of their own: ids_BS, padded at the end, of which ``lengths`` are real; their
-    numbers, ``indices``. Others may join them, none longer than ``longest`` tokens, up to ``room`` in all."""
+    numbers, ``indices``. Others may join them, none longer than ``longest`` tokens, up to ``room`` in all. passing: it
+    will join another batch as soon as it has read, so it needs no slots for more."""
 
     ids_BS: Tensor
     lengths: list[int]
     indices: list[int]
     longest: int
     room: int
+    passing: bool
+
+    def capacity(self, more: int) -> int:
+        """Slots a row needs for its prompt and, where it stays, ``more`` tokens."""
+        return self.longest if self.passing else self.longest + more
 
 
 class Run:
@@ -123,19 +129,7 @@ class Run:
         self.num_read += count
         for part in alike({i: len(self.prompts[i]) for i in waiting[:count]}, most_tokens=self.read_tokens):
             started = clock(self.device)
-            room = min(self.batch_size, len(waiting)) if self.batch is None else len(part)
-            joined = self.batch is None and self.batch_size > 1
-            longest = max(len(self.prompts[i]) for i in (waiting if joined else part))
-            prompts = [self.prompts[i] for i in part]
-            opened = self.open_batch(
-                Opening(
-                    pad_prompts(prompts, device=self.device),
-                    [len(prompt) for prompt in prompts],
-                    [self.first_index + i for i in part],
-                    longest,
-                    room,
-                )
-            )
+            opened = self.open_batch(self._opening(part, waiting))
             rows = [self.rows[i] for i in part]
             if self.batch is None:
                 self.batch = opened
@@ -145,6 +139,20 @@ class Run:
             gained = [Gained([token]) for token in opened.anchor_B.tolist()]
             self._reading += clock(self.device) - started
             yield [(gain, self._emit(row, gain)) for row, gain in zip(rows, gained, strict=True)]
+
+    def _opening(self, part: Sequence[int], waiting: range) -> Opening:
+        """Of these prompts, where all from ``waiting`` on may join them if there is no batch yet."""
+        prompts = [self.prompts[i] for i in part]
+        passing = self.batch is not None
+        joined = not passing and self.batch_size > 1
+        return Opening(
+            ids_BS=pad_prompts(prompts, device=self.device),
+            lengths=[len(prompt) for prompt in prompts],
+            indices=[self.first_index + i for i in part],
+            longest=max(len(self.prompts[i]) for i in (waiting if joined else part)),
+            room=len(part) if passing else min(self.batch_size, len(waiting)),
+            passing=passing,
+        )
 
     def _round(self, batch: Rows) -> list[tuple[Gained, int]]:
         gained = batch.round([self._length(row) for row in self.running])

@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 
 
 class TargetSession:
-    """Opened by ``Target.open``. lengths_B: long [B], tokens each row holds. room: most rows at a time."""
+    """Opened by ``Target.open``. lengths_B: long [B], tokens each row holds. room: most rows at a time. replays:
+    whether its passes are replayed from recordings."""
 
-    def __init__(self, target: Target, *, batch_size: int, capacity: int, taps: tuple[int, ...], room: int):
+    def __init__(
+        self, target: Target, *, batch_size: int, capacity: int, taps: tuple[int, ...], room: int, replays: bool
+    ):
         self.target = target
         self.capacity = capacity
         self.taps = taps
-        self.replays = target.replays_batch(room)
+        self.replays = replays
         recurrent = target.plan.recurrent
         # what sliding layers are shown: all, where recordings are bound to where a buffer begins
         self._window = target.plan.window if not self.replays or target.recorder.crops else None

@@ -118,17 +118,25 @@ class Target:
         return TargetFeatures(taps_BSTH, last_BSH if with_last else None)
 
     def open(
-        self, batch_size: int, *, capacity: int, taps: tuple[int, ...] = (), room: int | None = None
+        self,
+        batch_size: int,
+        *,
+        capacity: int,
+        taps: tuple[int, ...] = (),
+        room: int | None = None,
+        passing: bool = False,
     ) -> TargetSession:
         """A decoding session of ``batch_size`` empty rows, each up to ``capacity`` tokens long, with ``room`` for so
-        many in all, as others may join; None: no more."""
+        many in all, as others may join; None: no more. passing: it will itself join another, and is not replayed."""
         limit = self.dims.max_position_embeddings
         if capacity > limit:
             raise ValueError(
                 f"session capacity {capacity} exceeds the {limit} positions of target {self.name}; "
                 "shorten the prompts or max_new_tokens"
             )
-        return TargetSession(self, batch_size=batch_size, capacity=capacity, taps=taps, room=room or batch_size)
+        room = room or batch_size
+        replays = self.replays_batch(room) and not passing
+        return TargetSession(self, batch_size=batch_size, capacity=capacity, taps=taps, room=room, replays=replays)
 
     def tree_error(self) -> ValueError:
         """The one sentence for trees of tokens where a layer is recurrent."""

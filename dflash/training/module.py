@@ -99,8 +99,9 @@ class DistillationModule(L.LightningModule):
             with self._summed_over_ranks(last=self._micro_batches + 1 == self.accumulate):
                 self.manual_backward(terms.numerator)
             self._add(terms)
-            if self._micro_batches == self.accumulate:
-                self._step()
+        if self._micro_batches == self.accumulate:
+            with product_precision("high" if self.matmul == "medium" else self.matmul):
+                self._step()  # the small products of an update are slower in a processor's bf16 units
 
     def loss_terms(self, k: int, batch: TokenBatch, features: TargetFeatures) -> LossTerms:
         """Anchored blocks -> draft -> loss of micro-batch k; what a plan rehearses without weights, too."""

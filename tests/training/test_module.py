@@ -82,7 +82,7 @@ def test_only_the_drafts_part_of_a_step_multiplies_less_exactly(tmp_path, monkey
     monkeypatch.setattr(setup.module.objective, "weighting", told("draft", setup.module.objective.weighting))
     monkeypatch.setattr(setup.module, "_step", told("update", setup.module._step))
     fit(setup, tmp_path, steps=2)
-    assert found == {"features": {"highest"}, "draft": {"medium"}, "update": {"medium"}}
+    assert found == {"features": {"highest"}, "draft": {"medium"}, "update": {"high"}}
     assert torch.get_float32_matmul_precision() == "highest"
 
 
