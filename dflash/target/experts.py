@@ -15,7 +15,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, grouped_mm_expe
 from dflash.replay import shapes_are_fixed
 
 DENSE = "dense"
-MOST_TOKENS = 16  # where both take the same time with 4 experts, 2 a token
+MOST_TOKENS = 64  # times experts computed for one that counts: on one core both then take the same time
 MOST_WASTE = 4  # experts computed for one that counts
 FEWEST_IN_TURN = 256  # tokens from which on experts in turn are faster than grouped
 CHUNK_TOKENS = 1024
@@ -25,8 +25,8 @@ def dense_experts(module: nn.Module, hidden_NH: Tensor, index_NA: Tensor, weight
     """hidden [N, H] of N tokens, each with A experts, their ``index`` (long) and ``weights`` [N, A]
     -> [N, H]; ``module`` holds the stacked weights as transformers keeps them. The same as its other ways but for
     rounding."""
-    N, E = hidden_NH.shape[0], module.num_experts
-    few = N <= MOST_TOKENS and MOST_WASTE * index_NA.shape[1] >= E
+    N, E, A = hidden_NH.shape[0], module.num_experts, index_NA.shape[1]
+    few = N * E <= MOST_TOKENS * A and E <= MOST_WASTE * A
     many = N >= FEWEST_IN_TURN and hidden_NH.device.type == "cpu" and not shapes_are_fixed()
     if not (few or many) or not module.has_gate or module.has_post_expert_norm or module._is_expert_parallel:
         return grouped_mm_experts_forward(module, hidden_NH, index_NA, weights_NA)
