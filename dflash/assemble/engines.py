@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -53,8 +53,8 @@ class LocalRecipe:
 def as_generate(decoder: AutoregressiveDecoder | SpeculativeDecoder, **limits) -> Generate:
     """The decoder as what regeneration asks for responses; ``limits`` go to it."""
 
-    def generate(prompts: list[list[int]], first: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-        for place, trace in decoder.as_done(prompts, first_index=first, **limits):
+    def generate(prompts: list[list[int]], numbers: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
+        for place, trace in decoder.as_done(prompts, indices=numbers, **limits):
             yield place, trace.tokens
 
     return generate

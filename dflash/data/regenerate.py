@@ -102,7 +102,8 @@ def _made(shard: _Shard, generate: Generate, advance: Callable[[int], None]) -> 
         advance(len(shard.prompts))
         return found
     made: dict[int, tuple[int, ...]] = {}
-    for place, response in generate([list(prompt.ids) for prompt in shard.prompts], shard.first):
+    numbers = range(shard.first, shard.first + len(shard.prompts))
+    for place, response in generate([list(prompt.ids) for prompt in shard.prompts], numbers):
         made[place] = tuple(int(token) for token in response)
         advance(1)
     if sorted(made) != list(range(len(shard.prompts))):

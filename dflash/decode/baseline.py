@@ -37,7 +37,8 @@ class AutoregressiveDecoder:
         ``first_index``: the first prompt's number, which seeds its sampling. ``on_tokens``: told after each round how
         many tokens all rows gained.
         """
-        run = self._start(prompts, max_new_tokens, stop_token_ids, first_index, batch_size)
+        indices = range(first_index, first_index + len(prompts))
+        run = self._start(prompts, max_new_tokens, stop_token_ids, indices, batch_size)
         for emissions in run.rounds():
             if on_tokens is not None:
                 on_tokens(len(emissions))
@@ -50,18 +51,20 @@ class AutoregressiveDecoder:
         *,
         max_new_tokens: int,
         stop_token_ids: Iterable[int] = (),
-        first_index: int = 0,
+        indices: Sequence[int] | None = None,
         batch_size: int | None = None,
     ) -> Iterator[tuple[int, DecodeTrace]]:
-        """What ``generate`` gives, each prompt as soon as it is done, with its place among the prompts."""
-        yield from self._start(prompts, max_new_tokens, stop_token_ids, first_index, batch_size).as_done()
+        """What ``generate`` gives, each prompt as soon as it is done, with its place among the prompts. ``indices``:
+        their numbers, which seed their sampling; None: their places."""
+        numbers = range(len(prompts)) if indices is None else indices
+        yield from self._start(prompts, max_new_tokens, stop_token_ids, numbers, batch_size).as_done()
 
     def _start(
         self,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         stop_token_ids: Iterable[int],
-        first_index: int,
+        indices: Sequence[int],
         batch_size: int | None,
     ) -> Run:
         return Run(
@@ -70,7 +73,7 @@ class AutoregressiveDecoder:
             device=self.target.device,
             max_new_tokens=max_new_tokens,
             stops=frozenset(stop_token_ids),
-            first_index=first_index,
+            indices=indices,
             batch_size=batch_size,
         )
 

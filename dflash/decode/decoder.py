@@ -86,7 +86,8 @@ class SpeculativeDecoder:
         ``first_index``: the first prompt's number, which seeds its sampling. ``on_tokens``: told after each round how
         many tokens each row gained.
         """
-        run = self._start(prompts, max_new_tokens, stop_token_ids, first_index, batch_size)
+        indices = range(first_index, first_index + len(prompts))
+        run = self._start(prompts, max_new_tokens, stop_token_ids, indices, batch_size)
         for emissions in run.rounds():
             if on_tokens is not None:
                 for _, count in emissions:
@@ -100,11 +101,13 @@ class SpeculativeDecoder:
         *,
         max_new_tokens: int,
         stop_token_ids: Iterable[int] = (),
-        first_index: int = 0,
+        indices: Sequence[int] | None = None,
         batch_size: int | None = None,
     ) -> Iterator[tuple[int, DecodeTrace]]:
-        """What ``generate`` gives, each prompt as soon as it is done, with its place among the prompts."""
-        yield from self._start(prompts, max_new_tokens, stop_token_ids, first_index, batch_size).as_done()
+        """What ``generate`` gives, each prompt as soon as it is done, with its place among the prompts. ``indices``:
+        their numbers, which seed their sampling; None: their places."""
+        numbers = range(len(prompts)) if indices is None else indices
+        yield from self._start(prompts, max_new_tokens, stop_token_ids, numbers, batch_size).as_done()
 
     @torch.no_grad()
     def stream(
@@ -116,7 +119,7 @@ class SpeculativeDecoder:
         first_index: int = 0,
     ) -> Iterator[StreamedToken]:
         """The tokens that ``generate`` gives for this prompt alone, those of a round as soon as it is over."""
-        run = self._start([prompt], max_new_tokens, stop_token_ids, first_index, 1)
+        run = self._start([prompt], max_new_tokens, stop_token_ids, [first_index], 1)
         for [(gained, count)] in run.rounds():
             last = len(gained.tokens) - 1
             for i, token in enumerate(gained.tokens[:count]):
@@ -127,7 +130,7 @@ class SpeculativeDecoder:
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
         stop_token_ids: Iterable[int],
-        first_index: int,
+        indices: Sequence[int],
         batch_size: int | None,
     ) -> Run:
         verifier, together = self.verifier, min(len(prompts), batch_size or len(prompts))
@@ -140,7 +143,7 @@ class SpeculativeDecoder:
             device=self.target.device,
             max_new_tokens=max_new_tokens,
             stops=frozenset(stop_token_ids),
-            first_index=first_index,
+            indices=indices,
             batch_size=batch_size,
         )
 

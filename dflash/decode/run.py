@@ -59,7 +59,8 @@ class Opening:
 
 
 class Run:
-    """One call of a decoder. ``open_batch`` reads prompts. ``batch_size``: most rows at a time, None: all prompts.
+    """One call of a decoder. ``open_batch`` reads prompts. ``indices``: their numbers, which seed their sampling.
+    ``batch_size``: most rows at a time, None: all prompts.
 
     rows: all of them, in order. num_rounds: rounds run so far. Raises ValueError for a batch size below 1, an empty
     prompt, and no prompts.
@@ -73,7 +74,7 @@ class Run:
         device: torch.device,
         max_new_tokens: int,
         stops: frozenset[int],
-        first_index: int,
+        indices: Sequence[int],
         batch_size: int | None,
     ):
         if batch_size is not None and batch_size < 1:
@@ -81,7 +82,7 @@ class Run:
         if not prompts or not all(len(prompt) for prompt in prompts):
             raise ValueError("every prompt needs at least one token; drop empty prompts")
         self.open_batch, self.prompts, self.device = open_batch, prompts, device
-        self.max_new_tokens, self.stops, self.first_index = max_new_tokens, stops, first_index
+        self.max_new_tokens, self.stops, self.indices = max_new_tokens, stops, indices
         self.batch_size = len(prompts) if batch_size is None else batch_size
         self.rows = [Row(i) for i in range(len(prompts))]
         self.running: list[Row] = []
@@ -148,7 +149,7 @@ class Run:
         return Opening(
             ids_BS=pad_prompts(prompts, device=self.device),
             lengths=[len(prompt) for prompt in prompts],
-            indices=[self.first_index + i for i in part],
+            indices=[self.indices[i] for i in part],
             longest=max(len(self.prompts[i]) for i in (waiting if joined else part)),
             room=len(part) if passing else min(self.batch_size, len(waiting)),
             passing=passing,

@@ -24,11 +24,11 @@ class Sampler:
         self.num_given = 0
         self.fail_at = fail_at
 
-    def __call__(self, prompts, first_index):
-        self.calls.append(first_index)
+    def __call__(self, prompts, numbers):
+        self.calls.append(numbers[0])
         responses = []
-        for place, prompt in enumerate(prompts):
-            rng = random.Random(f"{first_index + place} {prompt}")
+        for place, (number, prompt) in enumerate(zip(numbers, prompts, strict=True)):
+            rng = random.Random(f"{number} {prompt}")
             responses.append((place, tuple(rng.randrange(1000) for _ in range(rng.randrange(6)))))
         for response in sorted(responses, key=lambda item: len(item[1])):  # short ones are done first
             if self.num_given == self.fail_at:
@@ -58,7 +58,7 @@ def expected(tmp_path_factory):
 
 
 def test_documents_are_prompt_then_response_in_order(expected):
-    responses = [response for _, response in sorted(Sampler()([list(p.ids) for p in PROMPTS], 0))]
+    responses = [response for _, response in sorted(Sampler()([list(p.ids) for p in PROMPTS], range(23)))]
     for prompt, response, (ids, supervised, origin) in zip(PROMPTS, responses, expected, strict=True):
         assert ids == [*prompt.ids, *response]
         assert supervised == [False] * len(prompt.ids) + [True] * len(response)
@@ -184,6 +184,6 @@ def test_refusals(tmp_path):
     with pytest.raises(ValueError, match="plain JSON values"):
         run(tmp_path, Sampler(), fingerprint={"target": object()})
     with pytest.raises(ValueError, match="1 responses to 8 prompts"):
-        run(tmp_path, lambda prompts, first: [(1, (1,))])
+        run(tmp_path, lambda prompts, numbers: [(1, (1,))])
     with pytest.raises(ValueError, match="shard_size=0"):
         run(tmp_path, Sampler(), shard_size=0)

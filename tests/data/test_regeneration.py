@@ -200,7 +200,7 @@ def test_failed_prompts_stay_open_or_are_accepted(tmp_path):
             for question in asked:
                 yield question, Failure("HTTP 500", "boom") if question.index == 4 else Answer((1, STOP_TOKEN), "stop")
 
-    made = Stubborn(lambda ids, first: [], identity={}, batch_size=1, stop_token_ids=[STOP_TOKEN])
+    made = Stubborn(lambda ids, numbers: [], identity={}, batch_size=1, stop_token_ids=[STOP_TOKEN])
     folder = ResponseFolder(tmp_path, identity={})
     tally = regenerate_set(questions(9), made, folder, shard_size=3)
     assert tally.failures == {"HTTP 500": 1} and tally.num_prompts == 8
@@ -262,17 +262,18 @@ def test_two_runs_never_write_to_one_folder(tmp_path):
     assert len(told) == 1 and rows(tmp_path) == expected()[0] and max(server.delivered.values()) == 1
 
 
-def test_local_calls_are_runs_of_consecutive_numbers(tmp_path, monkeypatch):
+def test_local_calls_are_several_batches_whatever_numbers_are_missing(tmp_path, monkeypatch):
     monkeypatch.setattr("dflash.data.regeneration.local.BATCHES_A_CALL", 4)
     calls = []
 
-    def generate(prompts, first):
-        calls.append((first, len(prompts)))
+    def generate(prompts, numbers):
+        calls.append(numbers)
         return [(i, (*ids, STOP_TOKEN) if ids[0] % 2 else ids) for i, ids in reversed(list(enumerate(prompts)))]
 
     made = LocalEngine(generate, identity={}, batch_size=2, stop_token_ids=[STOP_TOKEN])
     tally = regenerate_set(questions(30), made, ResponseFolder(tmp_path, identity={}), shard_size=12)
-    assert calls == [(0, 8), (8, 1), (10, 7), (17, 2), (20, 6), (26, 3)]
+    asked = [i for i in range(30) if i % 10 != 9]  # the others are duplicates
+    assert calls == [asked[:8], asked[8:16], asked[16:24], asked[24:]]
     assert tally.num_truncated == sum(i % 2 == 0 for i in range(30) if i % 10 != 9)
     assert [row["response_ids"][:3] for row in rows(tmp_path)] == [row["prompt_ids"] for row in rows(tmp_path)]
     with pytest.raises(ValueError, match=r"engine.batch_size=0"):

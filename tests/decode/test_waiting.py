@@ -178,6 +178,28 @@ def test_recurrent_states_come_along_whatever_was_kept_of_the_last_pass(family):
         torch.testing.assert_close(hidden[row], whole[0, start:], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), WARM], ids=["greedy", "sampled"])
+def test_prompts_are_given_as_they_are_done_whatever_numbers_they_have(sampling):
+    target = tiny_target("gpt_oss")
+    expected, stops = alone("gpt_oss", sampling)
+    asked = [0, 3, 4, 9, 11, 12, 17, 19]
+    draft = tiny_draft(target, block_size=5)
+    for decoder in (
+        AutoregressiveDecoder(target, sampling=sampling),
+        SpeculativeDecoder(target, draft, sampling=sampling),
+    ):
+        found = decoder.as_done(
+            [PROMPTS[i] for i in asked],
+            max_new_tokens=NEW_TOKENS,
+            stop_token_ids=stops,
+            indices=[FIRST + i for i in asked],
+            batch_size=3,
+        )
+        places, traces = zip(*found, strict=True)
+        assert sorted(places) == list(range(len(asked))) != list(places)
+        assert [(t.tokens, t.stopped) for t in traces] == [expected[asked[place]] for place in places]
+
+
 def test_a_batch_has_at_least_one_place():
     target = tiny_target("qwen3")
     for decoder in (AutoregressiveDecoder(target), SpeculativeDecoder(target, tiny_draft(target))):

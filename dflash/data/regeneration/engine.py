@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 STOP, LENGTH = "stop", "length"
 
-# (ids of prompts with consecutive numbers, number of the first) -> each one's place among them and the response to it,
-# stop token included, as it is done. Anything random in it depends on a prompt's number only.
-Generate = Callable[[list[list[int]], int], Iterable[tuple[int, Sequence[int]]]]
+# (ids of prompts, their numbers) -> each one's place among them and the response to it, stop token included, as it is
+# done. Anything random in it depends on a prompt's number only.
+Generate = Callable[[list[list[int]], Sequence[int]], Iterable[tuple[int, Sequence[int]]]]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -12,8 +12,8 @@ BATCHES_A_CALL = 8  # a place in the batch is only empty at the end of a call
 
 
 class LocalEngine:
-    """``generate`` is handed some batches at a time, of ``batch_size`` prompts, fewer where numbers are missing between
-    (answered before, or duplicates). Raises ValueError for a batch size below 1.
+    """``generate`` decodes ``batch_size`` prompts at a time and is handed several times as many. Raises ValueError for
+    a batch size below 1.
     """
 
     def __init__(
@@ -31,19 +31,7 @@ class LocalEngine:
 
     def answers(self, questions: Iterator[Question]) -> Iterator[tuple[Question, Outcome]]:
         while taken := list(islice(questions, BATCHES_A_CALL * self.batch_size)):
-            for run in consecutive(taken):
-                for place, response in self.generate([list(question.ids) for question in run], run[0].index):
-                    tokens = tuple(int(token) for token in response)
-                    yield run[place], Answer(tokens, STOP if tokens and tokens[-1] in self.stops else LENGTH)
-
-
-def consecutive(questions: Sequence[Question]) -> Iterator[list[Question]]:
-    """The questions in runs without a hole in their numbers."""
-    run: list[Question] = []
-    for question in questions:
-        if run and question.index != run[-1].index + 1:
-            yield run
-            run = []
-        run.append(question)
-    if run:
-        yield run
+            prompts, numbers = [list(question.ids) for question in taken], [question.index for question in taken]
+            for place, response in self.generate(prompts, numbers):
+                tokens = tuple(int(token) for token in response)
+                yield taken[place], Answer(tokens, STOP if tokens and tokens[-1] in self.stops else LENGTH)
