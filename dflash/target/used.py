@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from dflash.target.attention import FUSED
+from dflash.target.flex import FLEX
 from dflash.target.target import Target
 
 GIB = 2**30
@@ -23,7 +25,8 @@ def implementations(target: Target) -> dict[str, str]:
     """What computes attention and the experts of a mixture ("eager": the model's own code), and whether decoding steps
     run from recordings."""
     config = target.config
-    chosen = {"attention": config._attn_implementation}
+    both = {FLEX: f"{FLEX} for packed rows, {FUSED} for sessions"}
+    chosen = {"attention": both.get(config._attn_implementation, config._attn_implementation)}
     if config._experts_implementation is not None:
         chosen["experts"] = config._experts_implementation
     return chosen | {"decoding steps": "eager" if target.recorder is None else target.recorder.name}

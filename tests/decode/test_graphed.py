@@ -88,6 +88,21 @@ def test_two_texts_that_are_decoded_in_turn_keep_to_their_own_memory(graphed):
         assert replay.refused is None and replay.num_recordings > 0
 
 
+def test_waiting_prompts_come_to_the_memory_that_recordings_are_bound_to(graphed):
+    eager, graphs = tiny_target("gpt_oss"), graphed(tiny_target("gpt_oss"))
+    draft, prompts = tiny_draft(eager), [prompt[i:] for i in range(4) for prompt in PROMPTS]
+    expected, _ = SpeculativeDecoder(eager, draft).generate(prompts, max_new_tokens=24)
+    decoders, captured = (AutoregressiveDecoder(graphs), SpeculativeDecoder(graphs, draft)), []
+    for _ in range(3):
+        with recording_at_once():
+            for decoder in decoders:
+                traces, _ = decoder.generate(prompts, max_new_tokens=24, batch_size=3)
+                assert [t.tokens for t in traces] == [t.tokens for t in expected]
+        captured.append(graphs.recorder.captures)
+        gc.collect()
+    assert captured[0] > 0 and captured[2] == captured[1]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 @pytest.mark.parametrize("family", ["qwen3", "gpt_oss"])
 def test_on_a_gpu(family):

@@ -7,6 +7,7 @@ import torch
 
 from dflash.target.flex import FLEX, block_masks, register_flex
 from dflash.target.masks import packed_causal
+from dflash.target.used import implementations
 from tests.target.test_fused_attention import CAPPED, CLOSE
 from tests.toys import ATTENTION_FAMILIES, packed_batch, tiny_target
 
@@ -42,6 +43,11 @@ def test_sessions_equal_transformers_own(family):
         states.append(session.advance(ids[:, 20:]))
     for ours, own in zip(states[1], states[0], strict=True):
         torch.testing.assert_close(ours, own, **CLOSE)
+
+
+def test_reports_tell_both_ways():
+    told = [implementations(target)["attention"] for target in pair("gpt_oss")]
+    assert told == ["eager", "flex for packed rows, fused for sessions"]
 
 
 def test_sinks_count():
