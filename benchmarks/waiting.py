@@ -1,6 +1,7 @@
 """What full batches and prompts read by length are worth: decoders over many prompts, in turn.
 
     python benchmarks/waiting.py [--checkpoint latest] [--prompts 64] [--batch-size 16] [--tokens 96] [--repeats 3]
+                                 [--device cuda]
 
 Batch after batch, each until its last prompt is done, against waiting prompts that take the places of those that are
 done; and prompts read in one padded pass against passes of like lengths. Greedy, the repository's held-out prompts, the
@@ -17,7 +18,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
+from instruments import require_device
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -37,12 +40,8 @@ WAYS = ("batch after batch, one padded pass", "batch after batch", "waiting prom
 @contextmanager
 def one_padded_pass() -> Iterator[None]:
     """Inside, prompts of all lengths are read together."""
-    usual = dict(run.READ_TOKENS)
-    run.READ_TOKENS["cpu"] = sys.maxsize
-    try:
+    with patch.dict(run.READ_TOKENS, dict.fromkeys(("cpu", "cuda"), sys.maxsize)):
         yield
-    finally:
-        run.READ_TOKENS.update(usual)
 
 
 def ways(decoder, prompts: list[list[int]], *, batch_size: int, **limits) -> dict[str, Callable[[], list]]:
@@ -63,8 +62,9 @@ def ways(decoder, prompts: list[list[int]], *, batch_size: int, **limits) -> dic
 
 
 def measure(options: argparse.Namespace, console: Console) -> list[dict]:
+    require_device(options.device, otherwise="--device cpu")
     keep_freed_memory()
-    loaded = local_target(path=options.target, attention="fused", experts="dense", replay=True)()
+    loaded = local_target(path=options.target, attention="fused", experts="dense", device=options.device, replay=True)()
     draft = load_draft(find_checkpoint(options.checkpoint), loaded)
     prompts = read_prompts("assets/prompts/held_out.jsonl", loaded.tokenizer, count=options.prompts)
     ids = [list(prompt.ids) for prompt in prompts]
@@ -121,6 +121,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", default="outputs/benchmarks/waiting", help="folder of waiting.json (%(default)s)")
     options, console = parser.parse_args(arguments), Console()
     try:
