@@ -172,7 +172,7 @@ def parts_of_round(target: Target, draft: Draft, context_BS: torch.Tensor) -> di
     session = target.open(B, capacity=S + 2 * K, taps=draft.shape.taps)
     _, taps_BSTH = session.advance(context_BS)
     session.keep(lengths_B, lengths=lengths)
-    proposing = proposer_of(draft).open(target, B, capacity=S + 2 * K, block_size=K)
+    proposing = proposer_of(draft).open(session, capacity=S + 2 * K, block_size=K)
     proposing.extend(context_BS, taps_BSTH, lengths_B, lengths=lengths)
     block_BK, anchor_B, none_B = context_BS[:, :K].contiguous(), context_BS[:, 0], torch.zeros_like(lengths_B)
     taps_BKTH = session.advance(block_BK)[1]

@@ -13,6 +13,7 @@ from dflash.data.regeneration.local import LocalEngine
 from dflash.data.regeneration.server import ServerCall, ServerEngine
 from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.decode.decoder import SpeculativeDecoder
+from dflash.decode.generate import Decoder
 from dflash.decode.sampling import Sampling
 from dflash.hub.source import find_source
 from dflash.target.load import LoadedTarget
@@ -50,7 +51,7 @@ class LocalRecipe:
         return LocalEngine(generate, identity=identity, batch_size=size, stop_token_ids=stops)
 
 
-def as_generate(decoder: AutoregressiveDecoder | SpeculativeDecoder, **limits) -> Generate:
+def as_generate(decoder: Decoder, **limits) -> Generate:
     """The decoder as what regeneration asks for responses; ``limits`` go to it."""
 
     def generate(prompts: list[list[int]], numbers: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:

@@ -40,17 +40,18 @@ class Batch:
     def __init__(self, engine: Engine, opening: Opening, *, max_new_tokens: int):
         self.engine = engine
         target, proposer, K = engine.target, engine.proposer, engine.block_size
-        ids_BS, lengths, B = opening.ids_BS, opening.lengths, len(opening.ids_BS)
-        rows = {"room": opening.room, "passing": opening.passing}
+        ids_BS, lengths = opening.ids_BS, opening.lengths
         lengths_B = torch.tensor(lengths, device=ids_BS.device)
         # the last proposals may reach past the last token wanted
         capacity = opening.capacity(max_new_tokens + 1 + engine.verifier.most_proposals(K - 1))
         taps = proposer.taps if K > 1 else ()
-        self.target_session = target.open(B, capacity=capacity, taps=taps, **rows)
+        self.target_session = session = target.open(
+            len(ids_BS), capacity=capacity, taps=taps, room=opening.room, passing=opening.passing
+        )
         self.proposing = None  # at block size 1 there is nothing to propose
         if K > 1:
             capacity = opening.capacity(max_new_tokens + K)
-            self.proposing = proposer.open(target, B, capacity=capacity, block_size=K, **rows)
+            self.proposing = proposer.open(session, capacity=capacity, block_size=K)
         length, device = max_new_tokens + K, ids_BS.device
         self.uniforms = Uniforms(engine.sampling, indices=opening.indices, length=length, device=device)
         hidden_BSH, taps_BSTH = self.target_session.advance(ids_BS)

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 
 from dflash.decode.batch import Batch, Engine
+from dflash.decode.generate import Decoder
 from dflash.decode.proposer import Proposer, proposer_of
-from dflash.decode.run import Run
+from dflash.decode.run import Opening
 from dflash.decode.sampling import Sampling
 from dflash.decode.verify import Match, RoundCosts, Verifier, measure_costs
 from dflash.draft.draft import Draft
 from dflash.draft.heads.slots import Work
 from dflash.target.target import Target
-from dflash.types import DecodeTiming, DecodeTrace
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class StreamedToken:
     drafted: bool
 
 
-class SpeculativeDecoder:
+class SpeculativeDecoder(Decoder):
     """Blocks of ``block_size`` tokens, anchor included; it may differ from the block size the draft was trained at.
 
     Raises ValueError for a block size below 1, for trees over a target with recurrent layers or from a draft that goes
@@ -71,45 +71,6 @@ class SpeculativeDecoder:
             )
 
     @torch.no_grad()
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        stop_token_ids: Iterable[int] = (),
-        first_index: int = 0,
-        batch_size: int | None = None,
-        on_tokens: Callable[[int], None] | None = None,
-    ) -> tuple[list[DecodeTrace], DecodeTiming]:
-        """Decode the prompts, ``batch_size`` at a time, the next as soon as one is done; None: all at once.
-
-        ``first_index``: the first prompt's number, which seeds its sampling. ``on_tokens``: told after each round how
-        many tokens each row gained.
-        """
-        indices = range(first_index, first_index + len(prompts))
-        run = self._start(prompts, max_new_tokens, stop_token_ids, indices, batch_size)
-        for emissions in run.rounds():
-            if on_tokens is not None:
-                for _, count in emissions:
-                    on_tokens(count)
-        return run.traces(), run.timing()
-
-    @torch.no_grad()
-    def as_done(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        stop_token_ids: Iterable[int] = (),
-        indices: Sequence[int] | None = None,
-        batch_size: int | None = None,
-    ) -> Iterator[tuple[int, DecodeTrace]]:
-        """What ``generate`` gives, each prompt as soon as it is done, with its place among the prompts. ``indices``:
-        their numbers, which seed their sampling; None: their places."""
-        numbers = range(len(prompts)) if indices is None else indices
-        yield from self._start(prompts, max_new_tokens, stop_token_ids, numbers, batch_size).as_done()
-
-    @torch.no_grad()
     def stream(
         self,
         prompt: Sequence[int],
@@ -125,27 +86,12 @@ class SpeculativeDecoder:
             for i, token in enumerate(gained.tokens[:count]):
                 yield StreamedToken(token, run.num_rounds, drafted=i < last)
 
-    def _start(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        stop_token_ids: Iterable[int],
-        indices: Sequence[int],
-        batch_size: int | None,
-    ) -> Run:
-        verifier, together = self.verifier, min(len(prompts), batch_size or len(prompts))
+    def opener(self, *, most_rows: int, max_new_tokens: int) -> Callable[[Opening], Batch]:
+        verifier = self.verifier
         if self.block_size > 1:
-            verifier = verifier.ready(lambda most, grow: self._measured(together, most, grow))
+            verifier = verifier.ready(lambda most, grow: self._measured(most_rows, most, grow))
         engine = Engine(self.target, self.proposer, self.block_size, self.sampling, verifier)
-        return Run(
-            lambda opening: Batch(engine, opening, max_new_tokens=max_new_tokens),
-            prompts,
-            device=self.target.device,
-            max_new_tokens=max_new_tokens,
-            stops=frozenset(stop_token_ids),
-            indices=indices,
-            batch_size=batch_size,
-        )
+        return lambda opening: Batch(engine, opening, max_new_tokens=max_new_tokens)
 
     def _measured(self, batch_size: int, max_proposals: int, grow: Work) -> RoundCosts:
         """Timed at the first call for this batch size, kept for all others."""

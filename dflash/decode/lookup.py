@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dflash.decode.proposer import Proposer, Proposing
 from dflash.draft.heads.slots import Choose, Slots, Walk
-from dflash.target.target import Target
+from dflash.target.session import TargetSession
 
 
 class Lookup(Proposer):
@@ -33,18 +33,9 @@ class Lookup(Proposer):
             )
         self.longest, self.shortest = longest, shortest
 
-    def open(
-        self,
-        target: Target,
-        batch_size: int,
-        *,
-        capacity: int,
-        block_size: int,
-        room: int | None = None,
-        passing: bool = False,
-    ) -> Proposing:
-        rows = [NgramIndex(longest=self.longest, shortest=self.shortest) for _ in range(batch_size)]
-        return _LookingUp(rows, vocab_size=target.dims.vocab_size, num_slots=block_size - 1)
+    def open(self, beside: TargetSession, *, capacity: int, block_size: int) -> Proposing:
+        rows = [NgramIndex(longest=self.longest, shortest=self.shortest) for _ in range(beside.batch_size)]
+        return _LookingUp(rows, vocab_size=beside.target.dims.vocab_size, num_slots=block_size - 1)
 
 
 class NgramIndex:

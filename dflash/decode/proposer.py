@@ -17,6 +17,7 @@ from dflash.draft.draft import Draft
 from dflash.draft.heads.slots import Slots, make_slots
 from dflash.draft.session import DraftSession
 from dflash.draft.stepping import SteppedSlots
+from dflash.target.session import TargetSession
 from dflash.target.target import Target
 
 
@@ -52,17 +53,9 @@ class Proposer:
     sequential: bool = False
     label: str = "draft"
 
-    def open(
-        self,
-        target: Target,
-        batch_size: int,
-        *,
-        capacity: int,
-        block_size: int,
-        room: int | None = None,
-        passing: bool = False,
-    ) -> Proposing:
-        """For ``batch_size`` empty rows of at most ``capacity`` tokens; the rest as in ``Target.open``."""
+    def open(self, beside: TargetSession, *, capacity: int, block_size: int) -> Proposing:
+        """For the rows of a target's session, of at most ``capacity`` tokens here: as many, as much room for others,
+        and recordings if it has any."""
         raise NotImplementedError
 
 
@@ -75,22 +68,13 @@ class BlockProposer(Proposer):
         self.confident = draft.shape.head is not None and draft.shape.head.confident
         self.recordings: Recordings | None = None
 
-    def open(
-        self,
-        target: Target,
-        batch_size: int,
-        *,
-        capacity: int,
-        block_size: int,
-        room: int | None = None,
-        passing: bool = False,
-    ) -> Proposing:
-        if passing or not target.replays_batch(room or batch_size):
-            session = self.draft.open(batch_size, capacity=capacity, room=room)
-            return _Blocks(session, target, block_size=block_size)
+    def open(self, beside: TargetSession, *, capacity: int, block_size: int) -> Proposing:
+        target, size = beside.target, {"capacity": capacity, "room": beside.room}
+        if not beside.replays:
+            return _Blocks(self.draft.open(beside.batch_size, **size), target, block_size=block_size)
         if self.recordings is None or self.recordings.target is not target:
             self.recordings = Recordings(self.draft, target)
-        session = self.draft.open(batch_size, capacity=capacity, extension=self.recordings.extend, room=room)
+        session = self.draft.open(beside.batch_size, extension=self.recordings.extend, **size)
         return _Blocks(session, target, block_size=block_size, recordings=self.recordings)
 
 
@@ -103,18 +87,9 @@ class StepProposer(Proposer):
         self.draft = draft
         self.taps, self.block_size = draft.shape.taps, draft.shape.block_size
 
-    def open(
-        self,
-        target: Target,
-        batch_size: int,
-        *,
-        capacity: int,
-        block_size: int,
-        room: int | None = None,
-        passing: bool = False,
-    ) -> Proposing:
-        session = self.draft.open(batch_size, capacity=capacity, room=room)
-        return _Steps(session, target, block_size=block_size)
+    def open(self, beside: TargetSession, *, capacity: int, block_size: int) -> Proposing:
+        session = self.draft.open(beside.batch_size, capacity=capacity, room=beside.room)
+        return _Steps(session, beside.target, block_size=block_size)
 
 
 def proposer_of(draft: Draft | Proposer) -> Proposer:

@@ -33,6 +33,7 @@ class TargetSession:
         self.target = target
         self.capacity = capacity
         self.taps = taps
+        self.room = room
         self.replays = replays
         recurrent = target.plan.recurrent
         # what sliding layers are shown: all, where recordings are bound to where a buffer begins
@@ -47,6 +48,11 @@ class TargetSession:
         self.recurrence = Recurrence(self.cache, target.blocks, recurrent)
         self.lengths_B = torch.zeros(batch_size, dtype=torch.long, device=target.device)
         self.shortest = self.longest = 0  # of lengths_B, on the host, so that no step has to ask the device
+
+    @property
+    def batch_size(self) -> int:
+        """Rows there are now."""
+        return len(self.lengths_B)
 
     @torch.no_grad()
     def advance(self, ids_BQ: Tensor, *, tree: Tree | None = None) -> tuple[Tensor, Tensor | None]:

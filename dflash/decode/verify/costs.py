@@ -102,7 +102,7 @@ class _Opened:
         _, taps_BSTH = self.session.advance(ids_BS)
         lengths = [CONTEXT] * batch_size
         self.session.keep(lengths_B, lengths=lengths)
-        self.proposing = proposer.open(target, batch_size, capacity=capacity, block_size=block_size)
+        self.proposing = proposer.open(self.session, capacity=capacity, block_size=block_size)
         self.proposing.extend(ids_BS, taps_BSTH, lengths_B, lengths=lengths)
 
     def verify_seconds(self, num_tokens: int, *, tree: bool) -> float:
