@@ -33,6 +33,7 @@ from dflash.data.prompts import read_prompts
 from dflash.decode.baseline import AutoregressiveDecoder
 from dflash.decode.decoder import SpeculativeDecoder
 from dflash.decode.verify import DDTree
+from dflash.draft.draft import Draft
 from dflash.evaluation.plots import render, tidy
 from dflash.hub.assistant import load_assistant
 from dflash.hub.transfer import export
@@ -215,16 +216,22 @@ def picture(result: dict) -> bytes:
     return render(figure)
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def race_parser(description: str, *, prompts: int, name: str) -> argparse.ArgumentParser:
+    """A parser of what ``load`` and ``race`` need; ``name``: of the script, and so of its JSON file."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--checkpoint", default="outputs/latest", help="run folder or checkpoint (%(default)s)")
     parser.add_argument("--target", default="assets/tiny_gpt_oss", help="model folder (%(default)s)")
-    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--prompts", type=int, default=prompts)
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--lengths", type=int, nargs="*", default=[128, 512, 2048, 8192])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", default="outputs/benchmarks/decode", help="folder of decode.json (%(default)s)")
+    parser.add_argument("--out", default=f"outputs/benchmarks/{name}", help=f"folder of {name}.json (%(default)s)")
+    return parser
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = race_parser(__doc__.split("\n")[0], prompts=32, name="decode")
+    parser.add_argument("--lengths", type=int, nargs="*", default=[128, 512, 2048, 8192])
     return parser.parse_args(arguments)
 
 
@@ -243,15 +250,20 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measure(options: argparse.Namespace, console: Console) -> dict:
-    """The race, the terms of a round and what long contexts cost; what is kept as JSON."""
+def load(options: argparse.Namespace) -> tuple[LoadedTarget, Path, Draft, list[list[int]]]:
+    """The target with replayed steps, the draft's checkpoint, the draft, and the prompts' ids."""
     require_device(options.device, otherwise="--device cpu")
     keep_freed_memory()
     loaded = local_target(path=options.target, attention="fused", experts="dense", device=options.device, replay=True)()
     checkpoint = find_checkpoint(options.checkpoint)
     draft = load_draft(checkpoint, loaded)
     prompts = read_prompts("assets/prompts/held_out.jsonl", loaded.tokenizer, count=options.prompts)
-    ids = [list(prompt.ids) for prompt in prompts]
+    return loaded, checkpoint, draft, [list(prompt.ids) for prompt in prompts]
+
+
+def measure(options: argparse.Namespace, console: Console) -> dict:
+    """The race, the terms of a round and what long contexts cost; what is kept as JSON."""
+    loaded, checkpoint, draft, ids = load(options)
     with tempfile.TemporaryDirectory() as folder:
         field = contenders(loaded, draft, checkpoint, Path(folder) / "assistant", tokens=options.tokens)
         raced = race(field, ids, repeats=options.repeats, console=console)
